@@ -1,0 +1,193 @@
+"""The effective window of an accuracy curve, and the window factor of two.
+
+Dimension letters: B bootstrap replicates, S sizes.
+
+The paper (arXiv 2512.21576) speaks of the effective context window without defining it. Here it is the largest
+number of images up to which accuracy stays at or above a threshold, with accuracy linear between the measured
+sizes: the first fall below the threshold ends it, whatever comes after. Below the threshold from the first size
+on, it is 0. Never below it, the last size is only a lower bound and the window is called censored.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.evaluate.curve import CONFIDENCE, CurvePoint, check_curve
+
+Floats = NDArray[np.float64]
+Kind = Literal["absolute", "relative"]
+
+RELATIVE_THRESHOLD = 0.85
+"""Share of the model's own one-image accuracy, after RULER's fixed 85.6 %."""
+
+NUM_REPLICATES = 2000
+
+_ROUNDING = 1e-9
+"""0.85 times a share and a count over a count may differ in the last bit and mean the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """The accuracy that a window must hold."""
+
+    value: float
+    """An accuracy (absolute), or a share of the one-image accuracy (relative)."""
+
+    kind: Kind
+
+    def __post_init__(self) -> None:
+        if not 0 < self.value <= 1:
+            raise ValueError(f"threshold: {self.value} must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """An effective window with its bootstrap interval. Where `censored`, the numbers are lower bounds."""
+
+    threshold: float
+    kind: Kind
+    images: float
+    images_low: float
+    images_high: float
+    """At most the largest measured size: an interval that reaches it is open above."""
+    tokens: float
+    tokens_low: float
+    tokens_high: float
+    censored: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowFactor:
+    """How many times the window of a base model's a model's is, at one threshold."""
+
+    threshold: float
+    kind: Kind
+    factor: float
+    low: float
+    high: float
+    """Infinite where some replicates of the base have no window at all."""
+    lower_bound: bool
+    """The model's window is censored: the factor is at least this."""
+
+
+def crossing(sizes_S: Floats, accuracy_BS: Floats, threshold_B: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """The windows of B curves over the same growing sizes, in images [B], and whether each is censored [B]."""
+    above_BS = accuracy_BS >= threshold_B[:, None] - _ROUNDING
+    num_held_B = np.logical_and.accumulate(above_BS, axis=1).sum(axis=1)
+    left_B = np.maximum(num_held_B - 1, 0)
+    right_B = np.minimum(num_held_B, len(sizes_S) - 1)
+    rows_B = np.arange(len(accuracy_BS))
+    upper_B, lower_B = accuracy_BS[rows_B, left_B], accuracy_BS[rows_B, right_B]
+    fall_B = np.where(upper_B > lower_B, upper_B - lower_B, 1.0)
+    share_B = np.clip((upper_B - threshold_B) / fall_B, 0.0, 1.0)
+    images_B = sizes_S[left_B] + share_B * (sizes_S[right_B] - sizes_S[left_B])
+    return np.where(num_held_B > 0, images_B, 0.0), num_held_B == len(sizes_S)
+
+
+def effective_windows(
+    points: Sequence[CurvePoint], thresholds: Sequence[Threshold], seed: int, num_replicates: int = NUM_REPLICATES
+) -> list[Window]:
+    """The window at each threshold, with the percentile bootstrap's interval (items resampled within a size).
+
+    A relative threshold needs a point at one image and moves with it from replicate to replicate.
+    """
+    replicates_BS = _resample(points, np.random.default_rng(seed), num_replicates)
+    return [_window(points, threshold, replicates_BS) for threshold in thresholds]
+
+
+def window_factors(
+    points: Sequence[CurvePoint],
+    base_points: Sequence[CurvePoint],
+    thresholds: Sequence[Threshold],
+    seed: int,
+    num_replicates: int = NUM_REPLICATES,
+) -> list[WindowFactor]:
+    """The ratio of two models' windows at each threshold at which the base's window is known and above 0."""
+    rng = np.random.default_rng(seed)
+    replicates_BS = _resample(points, rng, num_replicates)
+    base_replicates_BS = _resample(base_points, rng, num_replicates)
+    factors = []
+    for threshold in thresholds:
+        images, censored = _images(points, _measured(points), threshold)
+        base_images, base_censored = _images(base_points, _measured(base_points), threshold)
+        if base_censored[0] or base_images[0] == 0:
+            continue
+        model_B, _ = _images(points, replicates_BS, threshold)
+        base_B, _ = _images(base_points, base_replicates_BS, threshold)
+        ratio_B = np.divide(model_B, base_B, out=np.full_like(model_B, np.inf), where=base_B > 0)
+        low, high = _interval(ratio_B)
+        factors.append(
+            WindowFactor(
+                threshold=threshold.value,
+                kind=threshold.kind,
+                factor=float(images[0] / base_images[0]),
+                low=low,
+                high=high,
+                lower_bound=bool(censored[0]),
+            )
+        )
+    return factors
+
+
+def _window(points: Sequence[CurvePoint], threshold: Threshold, replicates_BS: Floats) -> Window:
+    images, censored = _images(points, _measured(points), threshold)
+    images_B, _ = _images(points, replicates_BS, threshold)
+    low, high = _interval(images_B)
+    tokens, tokens_low, tokens_high = _tokens(points, np.array([images[0], low, high]))
+    return Window(
+        threshold=threshold.value,
+        kind=threshold.kind,
+        images=float(images[0]),
+        images_low=low,
+        images_high=high,
+        tokens=float(tokens),
+        tokens_low=float(tokens_low),
+        tokens_high=float(tokens_high),
+        censored=bool(censored[0]),
+    )
+
+
+def _images(
+    points: Sequence[CurvePoint], accuracy_BS: Floats, threshold: Threshold
+) -> tuple[Floats, NDArray[np.bool_]]:
+    threshold_B = np.full(len(accuracy_BS), threshold.value)
+    if threshold.kind == "relative":
+        if points[0].images != 1:
+            raise ValueError(f"sizes: a relative threshold needs size 1, the smallest here is {points[0].images}")
+        threshold_B = threshold.value * accuracy_BS[:, 0]
+    return crossing(np.array([float(point.images) for point in points]), accuracy_BS, threshold_B)
+
+
+def _measured(points: Sequence[CurvePoint]) -> Floats:
+    """The measured curve as the only row of a batch, [1, S]."""
+    check_curve(points)
+    return np.array([[point.accuracy for point in points]])
+
+
+def _resample(points: Sequence[CurvePoint], rng: np.random.Generator, num_replicates: int) -> Floats:
+    """Accuracies of curves whose items were drawn anew, with replacement, within each size [B, S].
+
+    The sum of n right-or-wrong outcomes drawn with replacement is a binomial count, so drawing that is the same.
+    """
+    check_curve(points)
+    items_S = np.array([point.items for point in points])
+    share_S = np.array([point.accuracy for point in points])
+    return np.asarray(rng.binomial(items_S, share_S, size=(num_replicates, len(points))) / items_S)
+
+
+def _tokens(points: Sequence[CurvePoint], images_N: Floats) -> Floats:
+    """Prompt tokens at these numbers of images, linear between the measured sizes; no window has no tokens."""
+    sizes = [point.images for point in points]
+    tokens_N = np.interp(images_N, sizes, [point.prompt_tokens for point in points])
+    return np.where(images_N > 0, tokens_N, 0.0)
+
+
+def _interval(values_B: Floats) -> tuple[float, float]:
+    # Order statistics, not their mixtures: a mixture with infinity is not a number.
+    tail = (1 - CONFIDENCE) / 2
+    return float(np.quantile(values_B, tail, method="lower")), float(
+        np.quantile(values_B, 1 - tail, method="higher")
+    )
