@@ -1,0 +1,102 @@
+"""Puts gains into a Hugging Face model, and takes them out again."""
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from rope_gain.config import RopeGainConfig
+from rope_gain.families import Family, find_family
+from rope_gain.gain import RopeGain
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def attach(model: "PreTrainedModel", config: RopeGainConfig) -> None:
+    """Gives the model a gain of 1 in every layer that `config` names; its outputs stay the same, bit for bit.
+
+    Each layer's parameters are registered as `self_attn.rope_gain`, so they show in `parameters()` and
+    `state_dict()`. The change is in place and in this model only: its rotary embedding, its decoder's
+    attention layers and the model itself become instances of subclasses, which keeps every weight, hook and
+    name.
+
+    Args:
+        model: a `transformers.Qwen2_5_VLForConditionalGeneration`, with any attention implementation.
+        config: shape, target and position law of the gains.
+
+    Raises:
+        ValueError: the model's class is not supported, it has gains already, or `config.layers` names a layer
+            that the model does not have.
+    """
+    family = find_family(type(model).__name__)
+    if type(model).__name__ != family.architecture:
+        raise ValueError("model: it has gains already; detach them first")
+    install(model, family, config)
+    swap_classes(model, gained_classes(family))
+
+
+def detach(model: "PreTrainedModel") -> None:
+    """Takes the gains out: the model is the stock one again, with the weights it has now.
+
+    Raises:
+        ValueError: the model has no gains.
+    """
+    family = find_family(type(model).__name__)
+    if type(model).__name__ != family.laid_architecture:
+        raise ValueError("model: it has no gains to detach")
+    for layer in _decoder_layers(model, family):
+        del layer.self_attn.rope_gain
+    del model.config.rope_gain
+    swap_classes(model, {gained: stock for stock, gained in gained_classes(family).items()})
+
+
+def gain_modules(model: "PreTrainedModel") -> dict[int, RopeGain]:
+    """The gain of each decoder layer that has one, by the layer's number; empty for a stock model.
+
+    Raises:
+        ValueError: the model's class is not supported.
+    """
+    family = find_family(type(model).__name__)
+    gains = (getattr(layer.self_attn, "rope_gain", None) for layer in _decoder_layers(model, family))
+    return {number: gain for number, gain in enumerate(gains) if gain is not None}
+
+
+def install(model: "PreTrainedModel", family: Family, config: RopeGainConfig) -> None:
+    """Registers the gain parameters and records the configuration; the classes are the caller's to swap."""
+    layers = _decoder_layers(model, family)
+    gained = config.gained_layers(len(layers))
+    for number, layer in enumerate(layers):
+        attention = layer.self_attn
+        attention.register_module("rope_gain", _make_gain(attention, config) if number in gained else None)
+    # Saved with the model's own configuration, where every loader looks for it.
+    model.config.rope_gain = config.to_dict()
+
+
+def gained_classes(family: Family) -> Mapping[type[nn.Module], type[nn.Module]]:
+    """The family's subclasses with gains, by the stock class they stand in for."""
+    classes: Mapping[type[nn.Module], type[nn.Module]] = importlib.import_module(
+        family.adapter
+    ).GAINED_CLASSES
+    return classes
+
+
+def swap_classes(model: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]]) -> None:
+    """Makes every module whose class is a key an instance of the class it maps to."""
+    for module in model.modules():
+        module.__class__ = classes.get(type(module), type(module))
+
+
+def _make_gain(attention: Any, config: RopeGainConfig) -> RopeGain:
+    return RopeGain(
+        config,
+        num_heads=attention.num_heads,
+        num_key_value_heads=attention.num_key_value_heads,
+        head_dim=attention.head_dim,
+        device=attention.q_proj.weight.device,
+    )
+
+
+def _decoder_layers(model: "PreTrainedModel", family: Family) -> Any:
+    return model.get_submodule(family.decoder).layers

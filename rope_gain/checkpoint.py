@@ -1,0 +1,57 @@
+"""Reads and writes checkpoint folders, with gains or without."""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rope_gain import wheel_guard
+from rope_gain.families import find_family
+from rope_gain.layout import LAID_STEM, check_not_mixed, read_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_pretrained(folder: str | Path, **kwargs: Any) -> "PreTrainedModel":
+    """Loads a Hugging Face model with its gains attached; a stock checkpoint gives the stock model.
+
+    The gains are float32 whatever the dtype of the weights.
+
+    Args:
+        folder: a local checkpoint folder of a supported family.
+        **kwargs: those of transformers' `from_pretrained` (dtype, attn_implementation, device_map ...).
+
+    Raises:
+        ValueError: the architecture is not supported, the `rope_gain` block is wrong or is there in a stock
+            checkpoint, or a gain tensor is missing or has a shape that does not fit the model.
+    """
+    wheel_guard.install()
+    import transformers
+
+    folder = Path(folder)
+    config = read_config(folder)
+    [architecture] = config["architectures"]
+    family = find_family(architecture)
+    has_gains = architecture == family.laid_architecture
+    if has_gains != ("rope_gain" in config):
+        expected = "with" if has_gains else "without"
+        raise ValueError(
+            f"{folder}/config.json: architecture {architecture} goes {expected} a rope_gain block"
+        )
+    module = importlib.import_module(family.adapter) if has_gains else transformers
+    model: PreTrainedModel = getattr(module, architecture).from_pretrained(folder, **kwargs)
+    return model
+
+
+def save_pretrained(model: "PreTrainedModel", folder: str | Path) -> None:
+    """Writes a checkpoint folder: LAid's layout if the model has gains, the stock one if not.
+
+    The processor and the tokenizer are saved by their own methods, into the same folder.
+
+    Raises:
+        ValueError: the model's class is not supported, or the folder holds the weights of a checkpoint of the
+            other kind.
+    """
+    if type(model).__name__ == find_family(type(model).__name__).architecture:
+        check_not_mixed(Path(folder), LAID_STEM)
+    model.save_pretrained(folder)
