@@ -1,7 +1,8 @@
 """Strict scoring of one answer: right or wrong, and, apart from that, whether it has a legal form at all.
 
-The published Visual Haystacks scorer accepts any answer that contains the true word, so "yes and no" is always
-right. Here an answer is right only if, normalised, it *is* the truth; anything around it makes it wrong.
+The published Visual Haystacks scorer accepts any answer that contains the true word, so "yes and no" is
+always right. Here an answer is right only if, normalised, it *is* the truth; anything around it makes it
+wrong.
 """
 
 import re

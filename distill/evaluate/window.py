@@ -2,10 +2,10 @@
 
 Dimension letters: B bootstrap replicates, S sizes.
 
-The paper (arXiv 2512.21576) speaks of the effective context window without defining it. Here it is the largest
-number of images up to which accuracy stays at or above a threshold, with accuracy linear between the measured
-sizes: the first fall below the threshold ends it, whatever comes after. Below the threshold from the first size
-on, it is 0. Never below it, the last size is only a lower bound and the window is called censored.
+The paper (arXiv 2512.21576) speaks of the effective context window without defining it. Here it is the
+largest number of images up to which accuracy stays at or above a threshold, with accuracy linear between the
+measured sizes: the first fall below the threshold ends it, whatever comes after. Where accuracy is below from
+the first size on, it is 0. Where it never falls below, the last size is a lower bound: a censored window.
 """
 
 from collections.abc import Sequence
@@ -67,14 +67,14 @@ class WindowFactor:
     kind: Kind
     factor: float
     low: float
-    high: float
-    """Infinite where some replicates of the base have no window at all."""
+    high: float | None
+    """None, no bound, where too many replicates of the base have no window at all."""
     lower_bound: bool
     """The model's window is censored: the factor is at least this."""
 
 
 def crossing(sizes_S: Floats, accuracy_BS: Floats, threshold_B: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """The windows of B curves over the same growing sizes, in images [B], and whether each is censored [B]."""
+    """The windows of B curves over the same growing sizes, in images [B], and which are censored [B]."""
     above_BS = accuracy_BS >= threshold_B[:, None] - _ROUNDING
     num_held_B = np.logical_and.accumulate(above_BS, axis=1).sum(axis=1)
     left_B = np.maximum(num_held_B - 1, 0)
@@ -88,7 +88,10 @@ def crossing(sizes_S: Floats, accuracy_BS: Floats, threshold_B: Floats) -> tuple
 
 
 def effective_windows(
-    points: Sequence[CurvePoint], thresholds: Sequence[Threshold], seed: int, num_replicates: int = NUM_REPLICATES
+    points: Sequence[CurvePoint],
+    thresholds: Sequence[Threshold],
+    seed: int,
+    num_replicates: int = NUM_REPLICATES,
 ) -> list[Window]:
     """The window at each threshold, with the percentile bootstrap's interval (items resampled within a size).
 
@@ -125,7 +128,7 @@ def window_factors(
                 kind=threshold.kind,
                 factor=float(images[0] / base_images[0]),
                 low=low,
-                high=high,
+                high=high if np.isfinite(high) else None,
                 lower_bound=bool(censored[0]),
             )
         )
@@ -156,8 +159,11 @@ def _images(
     threshold_B = np.full(len(accuracy_BS), threshold.value)
     if threshold.kind == "relative":
         if points[0].images != 1:
-            raise ValueError(f"sizes: a relative threshold needs size 1, the smallest here is {points[0].images}")
-        threshold_B = threshold.value * accuracy_BS[:, 0]
+            raise ValueError(
+                f"sizes: a relative threshold needs size 1, the smallest here is {points[0].images}"
+            )
+        # A model that answers nothing has no window, not one of any length.
+        threshold_B = np.where(accuracy_BS[:, 0] > 0, threshold.value * accuracy_BS[:, 0], np.inf)
     return crossing(np.array([float(point.images) for point in points]), accuracy_BS, threshold_B)
 
 
@@ -170,7 +176,7 @@ def _measured(points: Sequence[CurvePoint]) -> Floats:
 def _resample(points: Sequence[CurvePoint], rng: np.random.Generator, num_replicates: int) -> Floats:
     """Accuracies of curves whose items were drawn anew, with replacement, within each size [B, S].
 
-    The sum of n right-or-wrong outcomes drawn with replacement is a binomial count, so drawing that is the same.
+    Of n outcomes drawn with replacement the number of right ones is binomial, so that number is drawn.
     """
     check_curve(points)
     items_S = np.array([point.items for point in points])
@@ -179,7 +185,7 @@ def _resample(points: Sequence[CurvePoint], rng: np.random.Generator, num_replic
 
 
 def _tokens(points: Sequence[CurvePoint], images_N: Floats) -> Floats:
-    """Prompt tokens at these numbers of images, linear between the measured sizes; no window has no tokens."""
+    """Prompt tokens at these numbers of images [N], linear between the measured sizes; none for no images."""
     sizes = [point.images for point in points]
     tokens_N = np.interp(images_N, sizes, [point.prompt_tokens for point in points])
     return np.where(images_N > 0, tokens_N, 0.0)

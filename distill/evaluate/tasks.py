@@ -1,0 +1,43 @@
+"""What is asked: the items of a task, the same ones for every model, runner and day."""
+
+from dataclasses import dataclass
+
+from distill.miniature.items import FIRST_EVALUATION_SEED, Item, Kind, legal_answers, make_item
+
+_SIZES_PER_SEED = 10_000
+_ITEMS_PER_SIZE = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniatureTask:
+    """Haystacks of the miniature world."""
+
+    kind: Kind
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed: {self.seed}, expected 0 or more")
+
+    @property
+    def name(self) -> str:
+        """The task's name in reports: "miniature/open" or "miniature/yes_no"."""
+        return f"miniature/{self.kind}"
+
+    @property
+    def legal_answers(self) -> tuple[str, ...]:
+        """Every answer that complies with a question of this task."""
+        return legal_answers(self.kind)
+
+    def item(self, num_images: int, index: int) -> Item:
+        """Item `index` among those with `num_images` images.
+
+        Seed, size and index have digits of their own in the item's seed, from `FIRST_EVALUATION_SEED` on: no
+        two items of any evaluation share one, and training, which stays below, meets none of them.
+        """
+        if not 1 <= num_images < _SIZES_PER_SEED:
+            raise ValueError(f"sizes: {num_images}, expected 1 to {_SIZES_PER_SEED - 1} images")
+        if not 0 <= index < _ITEMS_PER_SIZE:
+            raise ValueError(f"items: {index + 1}, expected at most {_ITEMS_PER_SIZE} a size")
+        offset = (self.seed * _SIZES_PER_SEED + num_images) * _ITEMS_PER_SIZE + index
+        return make_item(FIRST_EVALUATION_SEED + offset, num_images, self.kind)
