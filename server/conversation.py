@@ -1,0 +1,130 @@
+"""A request's messages: their shape, and the form in which the engine hands them to the chat template."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+
+# The engine drops this line from system messages before rendering (vllm.renderers.chat_utils).
+BILLING_HEADER = "x-anthropic-billing-header"
+
+
+class ImageUrl(msgspec.Struct, forbid_unknown_fields=True):
+    """The `image_url` object of a content part."""
+
+    url: str
+    detail: Literal["auto", "high"] = "auto"
+
+
+class TextPart(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
+    """A content part of text."""
+
+    text: str
+
+
+class ImagePart(msgspec.Struct, tag_field="type", tag="image_url", forbid_unknown_fields=True):
+    """A content part of one image."""
+
+    image_url: ImageUrl
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True):
+    """One message; the fields after `name` are what a client replays from an answer, most of them null."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart | ImagePart] | None = None
+    name: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
+
+    def parts(self) -> list[TextPart | ImagePart]:
+        """The content as parts: a string is one part of text, nothing is no part."""
+        if self.content is None:
+            return []
+        return [TextPart(text=self.content)] if isinstance(self.content, str) else self.content
+
+
+def walk_images(messages: list[Message]) -> Iterator[tuple[str, str]]:
+    """Path and URL of every image, in the order of the prompt."""
+    for i, message in enumerate(messages):
+        for j, part in enumerate(message.parts()):
+            if isinstance(part, ImagePart):
+                yield f"messages[{i}].content[{j}].image_url", part.image_url.url
+
+
+def walk_texts(messages: list[Message]) -> Iterator[tuple[str, str]]:
+    """Path and text of every string that the chat template may put into the prompt."""
+    for i, message in enumerate(messages):
+        if isinstance(message.content, str):
+            yield f"messages[{i}].content", message.content
+        elif message.content is not None:
+            for j, part in enumerate(message.content):
+                if isinstance(part, TextPart):
+                    yield f"messages[{i}].content[{j}].text", part.text
+            # Neighbouring parts are joined by the template: what is split between them is one text for the model.
+            yield (
+                f"messages[{i}].content",
+                "".join(part.text for part in message.content if isinstance(part, TextPart)),
+            )
+        for field in ("name", "reasoning", "reasoning_content"):
+            text = getattr(message, field)
+            if text is not None:
+                yield f"messages[{i}].{field}", text
+
+
+def template_messages(messages: list[Message], *, knows_developer: bool) -> list[dict[str, Any]]:
+    """The messages as vLLM passes them to the template (`chat_utils.parse_chat_messages`, "openai" format)."""
+    rendered = [_template_message(message) for message in messages]
+    if any(message["role"] == "developer" for message in rendered) and not knows_developer:
+        rendered = _merge_system(
+            [
+                message | {"role": "system"} if message["role"] == "developer" else message
+                for message in rendered
+            ]
+        )
+    return rendered
+
+
+def _template_message(message: Message) -> dict[str, Any]:
+    parts = message.parts()
+    if message.role == "system":
+        parts = list(_without_billing_header(parts))
+    content = [
+        {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
+        for part in parts
+    ]
+    rendered: dict[str, Any] = {"role": message.role, "content": content}
+    reasoning = message.reasoning if message.reasoning is not None else message.reasoning_content
+    if message.role == "assistant" and reasoning is not None:
+        rendered |= {"reasoning": reasoning, "reasoning_content": reasoning}
+    if message.name is not None:
+        rendered["name"] = message.name
+    return rendered
+
+
+def _without_billing_header(parts: list[TextPart | ImagePart]) -> Iterator[TextPart | ImagePart]:
+    for part in parts:
+        if isinstance(part, TextPart) and part.text.startswith(BILLING_HEADER):
+            rest = part.text.partition("\n")[2]
+            if rest:
+                yield TextPart(text=rest)
+        else:
+            yield part
+
+
+def _merge_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All system messages as one at the start, where any but the first is one (`hf._consolidate_system_messages`)."""
+    if not any(message["role"] == "system" for message in messages[1:]):
+        return messages
+    texts = [
+        "\n".join(part["text"] for part in message["content"] if "text" in part)
+        for message in messages
+        if message["role"] == "system"
+    ]
+    merged = {"role": "system", "content": "\n\n".join(text for text in texts if text)}
+    return [merged, *(message for message in messages if message["role"] != "system")]

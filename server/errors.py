@@ -1,0 +1,84 @@
+"""Errors in the form that OpenAI's clients understand, each with one bounded reason.
+
+GatewayError            carries status, reason, message and the part of the request it is about
+├── BadRequest          400, a retry cannot help
+└── EngineUnavailable   503, with Retry-After
+"""
+
+from enum import StrEnum
+from typing import Any
+
+
+class Reason(StrEnum):
+    """Every reason for which a request can fail: the `code` of the error and a label of the error metric."""
+
+    INVALID_JSON = "invalid_json"
+    INVALID_REQUEST = "invalid_request"
+    UNKNOWN_PARAMETER = "unknown_parameter"
+    UNSUPPORTED_PARAMETER = "unsupported_parameter"
+    MODEL_NOT_FOUND = "model_not_found"
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    INVALID_IMAGE = "invalid_image"
+    TOO_MANY_IMAGES = "too_many_images"
+    RESERVED_TOKEN = "reserved_token"  # noqa: S105 - a reason, not a secret
+    BODY_TOO_LARGE = "body_too_large"
+    BODY_TIMEOUT = "body_timeout"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    CLIENT_LEFT = "client_left"
+    ENGINE_REFUSED = "engine_refused"
+    ENGINE_UNAVAILABLE = "engine_unavailable"
+    ENGINE_FAILED = "engine_failed"
+    INTERNAL = "internal_error"
+
+
+class GatewayError(Exception):
+    """A request that ends in an error response, or in an error event once its stream has begun."""
+
+    def __init__(
+        self,
+        status: int,
+        reason: Reason,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+    def body(self) -> dict[str, Any]:
+        """The error in OpenAI's form."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.reason.value}
+        return {"error": error}
+
+    def headers(self) -> dict[str, str]:
+        """Says whether a retry can help: OpenAI's clients else repeat 408, 409, 429 and 5xx with the whole body."""
+        if self.retry_after_seconds is not None:
+            return {"x-should-retry": "true", "retry-after": str(self.retry_after_seconds)}
+        return {"x-should-retry": "false"}
+
+
+class BadRequest(GatewayError):
+    """400: the request itself is wrong."""
+
+    def __init__(self, reason: Reason, message: str, *, param: str | None = None) -> None:
+        super().__init__(400, reason, message, param=param)
+
+
+class EngineUnavailable(GatewayError):
+    """503: the engine does not answer now, and may soon."""
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        super().__init__(
+            503,
+            Reason.ENGINE_UNAVAILABLE,
+            "The engine is not answering; try again later.",
+            retry_after_seconds=retry_after_seconds,
+        )

@@ -1,0 +1,171 @@
+"""Which parameters a request may carry, and why the others may not."""
+
+import difflib
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from server.errors import BadRequest, Reason
+
+T = TypeVar("T")
+
+# OpenAI's and vLLM's own parameters of this request alone: passed to the engine, which checks their values.
+ALLOWED = frozenset(
+    {
+        "messages", "model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens",
+        "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
+        "length_penalty", "seed", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens",
+        "logit_bias", "bad_words", "allowed_token_ids", "logprobs", "top_logprobs", "prompt_logprobs",
+        "logprob_token_ids", "response_format", "structured_outputs", "repetition_detection",
+        "reasoning_effort", "include_reasoning", "thinking_token_budget", "skip_special_tokens",
+        "spaces_between_special_tokens", "return_tokens_as_token_ids", "return_token_ids", "stream_interval",
+        # Labels that OpenAI defines as having no influence on the answer.
+        "user", "safety_identifier", "prompt_cache_key", "metadata",
+    }
+)  # fmt: skip
+
+_TEMPLATE = "it changes how prompts are rendered, and the count of their tokens"
+_PROCESSOR = "it changes how the server processes images"
+_INTERNAL = "it is for the server's own use"
+_TOOLS = "tool calls are not served"
+
+# Parameters that the engine knows and the gateway does not let through, with the reason given to the client.
+REFUSED = {
+    "chat_template": _TEMPLATE,
+    "chat_template_kwargs": _TEMPLATE,
+    "documents": _TEMPLATE,
+    "add_special_tokens": _TEMPLATE,
+    "add_generation_prompt": _TEMPLATE,
+    "continue_final_message": _TEMPLATE,
+    "echo": _TEMPLATE,
+    "truncate_prompt_tokens": _TEMPLATE,
+    "truncation_side": _TEMPLATE,
+    "return_prompt_text": _TEMPLATE,
+    "mm_processor_kwargs": _PROCESSOR,
+    "media_io_kwargs": _PROCESSOR,
+    "mm_payload": _PROCESSOR,
+    "return_mm_kwargs": _PROCESSOR,
+    "priority": "it would overtake other clients",
+    "use_beam_search": "its cost is not bounded",
+    "request_id": "the server gives each request its id",
+    "session_id": _INTERNAL,
+    "cache_salt": _INTERNAL,
+    "kv_transfer_params": _INTERNAL,
+    "ec_transfer_params": _INTERNAL,
+    "vllm_xargs": _INTERNAL,
+    "return_token_offsets": _INTERNAL,
+    "routed_experts_prompt_start": _INTERNAL,
+    "watermarking": _INTERNAL,
+    "tools": _TOOLS,
+    "tool_choice": _TOOLS,
+    "parallel_tool_calls": _TOOLS,
+    "functions": _TOOLS,
+    "function_call": _TOOLS,
+    "audio": "only text is generated",
+    "modalities": "only text is generated",
+    "prediction": "the engine has no predicted outputs",
+    "store": "answers are not stored",
+    "service_tier": "there is one tier",
+    "web_search_options": "there is no web search",
+    "verbosity": "the model has no such control",
+}
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """OpenAI's `stream_options`, with vLLM's usage in every chunk."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """The parameters that the gateway itself acts on."""
+
+    model: str
+    stream: bool
+    include_usage: bool
+    choices: int
+    max_tokens: int | None
+    """Tokens asked for as the answer; None: as many as fit."""
+    max_tokens_name: str
+    reasoning_effort: str | None
+
+
+def check_names(names: set[str]) -> None:
+    """Refuses every parameter that is not in `ALLOWED`.
+
+    Raises:
+        BadRequest: names the parameter, and the reason or the nearest known name.
+    """
+    for name in sorted(names - ALLOWED):
+        if name in REFUSED:
+            raise BadRequest(
+                Reason.UNSUPPORTED_PARAMETER,
+                f"Parameter {name!r} is not accepted: {REFUSED[name]}.",
+                param=name,
+            )
+        near = difflib.get_close_matches(name[:64], sorted(ALLOWED), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise BadRequest(Reason.UNKNOWN_PARAMETER, f"Unknown parameter {name[:64]!r}.{hint}", param=name[:64])
+
+
+def read_parameters(values: dict[str, Any], *, max_choices: int) -> Parameters:
+    """Checks the parameters that decide cost and form of the answer; the engine checks the rest.
+
+    Raises:
+        BadRequest: names the parameter, its value and what was expected.
+    """
+    model = _typed(values, "model", str)
+    if model is None:
+        raise BadRequest(Reason.INVALID_REQUEST, "Parameter 'model' is missing.", param="model")
+    choices = _typed(values, "n", int) or 1
+    if not 1 <= choices <= max_choices:
+        raise BadRequest(Reason.INVALID_REQUEST, f"n: {choices}, expected 1 to {max_choices}.", param="n")
+    completion_tokens = _positive(values, "max_completion_tokens")
+    max_tokens = _positive(values, "max_tokens")
+    stream = _typed(values, "stream", bool) or False
+    options = values.get("stream_options")
+    if options is not None and not stream:
+        raise BadRequest(
+            Reason.INVALID_REQUEST,
+            "stream_options is allowed only when stream is true.",
+            param="stream_options",
+        )
+    return Parameters(
+        model=model,
+        stream=stream,
+        include_usage=_include_usage(options),
+        choices=choices,
+        max_tokens=max_tokens if completion_tokens is None else completion_tokens,
+        max_tokens_name="max_tokens" if completion_tokens is None else "max_completion_tokens",
+        reasoning_effort=_typed(values, "reasoning_effort", str),
+    )
+
+
+def _typed(values: dict[str, Any], name: str, kind: type[T]) -> T | None:
+    value = values.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        shown = msgspec.json.encode(value).decode()[:64]
+        raise BadRequest(Reason.INVALID_REQUEST, f"{name}: {shown}, expected {kind.__name__}.", param=name)
+    return value
+
+
+def _positive(values: dict[str, Any], name: str) -> int | None:
+    value = _typed(values, name, int)
+    if value is not None and value < 1:
+        raise BadRequest(Reason.INVALID_REQUEST, f"{name}: {value}, expected at least 1.", param=name)
+    return value
+
+
+def _include_usage(options: Any) -> bool:
+    if options is None:
+        return False
+    try:
+        return bool(msgspec.convert(options, StreamOptions).include_usage)
+    except msgspec.ValidationError as error:
+        raise BadRequest(Reason.INVALID_REQUEST, f"stream_options: {error}", param="stream_options") from None

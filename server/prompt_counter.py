@@ -1,0 +1,118 @@
+"""Counts a prompt's tokens exactly as the engine will, without the engine."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from server.chat_template import ChatTemplate, TemplateRefusal
+from server.checkpoint import Checkpoint, CheckpointError
+from server.conversation import Message, template_messages, walk_texts
+from server.errors import BadRequest, Reason
+from server.image_tokens import count_image_tokens
+from server.images import ImageSize
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptCount:
+    """Tokens of one prompt."""
+
+    prompt_tokens: int
+    """Text and images, the engine's `usage.prompt_tokens`."""
+    image_tokens: tuple[int, ...]
+    """One number for each image, in the order of the prompt."""
+    image_starts: tuple[int, ...]
+    """Tokens before each image's first."""
+
+    @property
+    def total_image_tokens(self) -> int:
+        """Tokens of all images together."""
+        return sum(self.image_tokens)
+
+
+class PromptCounter:
+    """Text through the checkpoint's tokenizer and chat template, images by its resize rule."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Loads the tokenizer.
+
+        Raises:
+            CheckpointError: this checkpoint's tokens cannot be counted.
+        """
+        source = checkpoint.path / "tokenizer.json"
+        if not source.exists():
+            raise CheckpointError(f"{source}: no such file; the gateway needs the fast tokenizer's file")
+        self._tokenizer = Tokenizer.from_file(str(source))
+        # The engine neither pads nor truncates, whatever the file says.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        image_id = self._tokenizer.token_to_id(checkpoint.image_token)
+        if image_id is None:
+            raise CheckpointError(f"{source}: no token {checkpoint.image_token!r}, the image placeholder")
+        self._image_id: int = image_id
+        self._rule = checkpoint.image_rule
+        self._template = ChatTemplate(checkpoint.chat_template, checkpoint.special_tokens)
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._reserved = tuple(token.content for token in added if token.special)
+
+    def image_tokens(self, size: ImageSize) -> int:
+        """Tokens of one image.
+
+        Raises:
+            ValueError: a shape the model does not accept.
+        """
+        return count_image_tokens(size.height, size.width, self._rule)
+
+    def check_reserved(self, messages: list[Message]) -> None:
+        """Refuses the model's control tokens typed as text, which would forge images or turns.
+
+        Raises:
+            BadRequest: names the path and the token.
+        """
+        normalizer = self._tokenizer.normalizer
+        for path, text in walk_texts(messages):
+            normal = text if normalizer is None or text.isascii() else normalizer.normalize_str(text)
+            for token in self._reserved:
+                if token in text or token in normal:
+                    raise BadRequest(
+                        Reason.RESERVED_TOKEN,
+                        f"{path} contains {token!r}, which is reserved for the model's own control tokens.",
+                        param=path,
+                    )
+
+    def count(self, messages: list[Message], sizes: list[ImageSize], **variables: Any) -> PromptCount:
+        """Counts the whole prompt.
+
+        Args:
+            messages: checked by `check_reserved`.
+            sizes: every image's size, in the order of the prompt.
+            variables: further variables of the chat template.
+
+        Raises:
+            BadRequest: the chat template refuses the conversation, or does not show every image to the model.
+        """
+        rendered = template_messages(messages, knows_developer=self._template.knows_developer)
+        try:
+            text = self._template.render(rendered, **variables)
+        except TemplateRefusal as error:
+            raise BadRequest(
+                Reason.INVALID_REQUEST,
+                f"The model's chat template refuses these messages: {error}",
+                param="messages",
+            ) from None
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        places = [place for place, token in enumerate(ids) if token == self._image_id]
+        if len(places) != len(sizes):
+            raise BadRequest(
+                Reason.INVALID_REQUEST,
+                f"The model's chat template shows {len(places)} of {len(sizes)} images to the model; "
+                "move the images to messages of the user.",
+                param="messages",
+            )
+        tokens = tuple(self.image_tokens(size) for size in sizes)
+        starts = []
+        before = 0
+        for place, count in zip(places, tokens, strict=True):
+            starts.append(place + before)
+            before += count - 1
+        return PromptCount(prompt_tokens=len(ids) + before, image_tokens=tokens, image_starts=tuple(starts))

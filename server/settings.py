@@ -1,0 +1,56 @@
+"""The gateway's settings: every limit is on by default."""
+
+from pathlib import Path
+
+from pydantic import Field, HttpUrl
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Read once at start-up from `LAID_*` variables and the command line; an unknown name or bad value raises."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LAID_", frozen=True, extra="forbid", protected_namespaces=()
+    )
+
+    checkpoint: Path
+    """Folder of the served checkpoint: the source of tokenizer, chat template, image rule and effective window."""
+    upstream: HttpUrl = HttpUrl("http://127.0.0.1:8001")
+    """Base URL of the engine, without /v1."""
+    model: str = Field(min_length=1)
+    """Name under which clients and the engine know the model."""
+    context_length: int | None = Field(default=None, ge=2)
+    """The engine's own limit where it is not the checkpoint's, in tokens."""
+
+    max_body_bytes: int = Field(default=64 * MIB, ge=1)
+    max_parameter_bytes: int = Field(default=1 * MIB, ge=1)
+    """Everything in a body but its messages."""
+    max_json_depth: int = Field(default=32, ge=1)
+    max_messages: int = Field(default=1024, ge=1)
+    max_parts: int = Field(default=4096, ge=1)
+    """Content parts of all messages together."""
+    max_text_characters: int = Field(default=4_000_000, ge=1)
+    """All text of a request together."""
+    max_images: int = Field(default=200, ge=0)
+    max_image_bytes: int = Field(default=20 * MIB, ge=1)
+    """One image, decoded from base64."""
+    max_image_pixels: int = Field(default=32_000_000, ge=1, le=89_000_000)
+    """One image, by its header; Pillow's own guard against bombs, and the engine's, stand above the largest value."""
+    max_total_pixels: int = Field(default=400_000_000, ge=1)
+    """All images of a request together, by their headers."""
+    max_choices: int = Field(default=16, ge=1)
+    """The largest `n`."""
+
+    body_timeout_seconds: float = Field(default=60.0, gt=0)
+    """From the first byte of a request to the last."""
+    connect_timeout_seconds: float = Field(default=5.0, gt=0)
+    first_byte_timeout_seconds: float = Field(default=960.0, gt=0)
+    """How long the engine may be silent: a long prompt is prefilled before the first byte."""
+    ready_timeout_seconds: float = Field(default=2.0, gt=0)
+    """How long `/ready` waits for the engine."""
+    retry_after_seconds: int = Field(default=5, ge=1)
+    """What a client is told when the engine does not answer."""
+    admission_threads: int = Field(default=2, ge=1)
+    """Threads that parse bodies, decode images and count tokens."""
