@@ -66,9 +66,7 @@ def make_haystack(rng: random.Random, num_images: int, kind: Kind) -> Haystack:
     needle_index = rng.randrange(num_images)
     contents[needle_index] = (anchor, target)
     asked, answer = (None, target) if kind == "open" else rng.choice([(target, "yes"), (absent, "no")])
-    return Haystack(
-        contents=tuple(contents), anchor=anchor, asked=asked, answer=answer, needle_index=needle_index
-    )
+    return Haystack(contents=tuple(contents), anchor=anchor, asked=asked, answer=answer, needle_index=needle_index)
 
 
 def prompt_text(haystack: Haystack) -> str:

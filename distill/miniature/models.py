@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration
 
 MAX_POSITIONS = 2048
-HEAD_SIZE = 16
+VISION_HIDDEN = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,8 @@ def make_model(size: Size, tokenizer: Any, seed: int) -> "Qwen2_5_VLForCondition
             "max_position_embeddings": MAX_POSITIONS,
             "max_window_layers": size.layers,
             "rms_norm_eps": 1e-6,
+            # The family's 0.02 suits thousands of dimensions; here it would leave attention flat for long.
+            "initializer_range": size.hidden**-0.5,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]},
             "bos_token_id": token_id(END_OF_TEXT),
             "eos_token_id": token_id(IM_END),
@@ -66,7 +68,7 @@ def make_model(size: Size, tokenizer: Any, seed: int) -> "Qwen2_5_VLForCondition
         },
         vision_config={
             "depth": 2,
-            "hidden_size": 64,
+            "hidden_size": VISION_HIDDEN,
             "num_heads": 4,
             "intermediate_size": 128,
             "out_hidden_size": size.hidden,
@@ -75,6 +77,7 @@ def make_model(size: Size, tokenizer: Any, seed: int) -> "Qwen2_5_VLForCondition
             "temporal_patch_size": 2,
             "window_size": 2 * PATCH_SIZE * MERGE_SIZE,
             "fullatt_block_indexes": [1],
+            "initializer_range": VISION_HIDDEN**-0.5,
         },
         image_token_id=token_id(IMAGE_PAD),
         video_token_id=token_id(VIDEO_PAD),

@@ -1,0 +1,48 @@
+# make serve [MODEL=folder]   distil the miniature student if need be, serve it (or MODEL), print how to ask it
+# make test                   every check and test; CI calls this and nothing else
+# make check                  ruff and mypy alone
+# make install                the virtual environment alone
+# make build-miniature        retrain the committed teacher and base student (about an hour)
+SHELL := /bin/sh
+STUDENT := runs/miniature/student
+PORT ?= 8000
+PY := .venv/bin/python
+
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: serve test check install student build-miniature clean
+
+ifdef MODEL
+serve: install
+	@exec .venv/bin/laid-serve $(MODEL) --port $(PORT)
+else
+serve: install student
+	@exec .venv/bin/laid-serve $(STUDENT) --port $(PORT)
+endif
+
+student: install $(STUDENT)/laid.json
+
+$(STUDENT)/laid.json:
+	@$(PY) -m distill train distill/recipes/miniature.yaml train.output=$(STUDENT) --resume
+	@$(PY) -m distill evaluate $(STUDENT) --items 50
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml deploy/install.sh
+	@deploy/install.sh
+	@touch .venv/installed
+
+check: install
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+test: check
+	$(PY) -m pytest
+
+build-miniature: install
+	$(PY) -m distill miniature build
+
+clean:
+	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache

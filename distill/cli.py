@@ -1,0 +1,42 @@
+"""The `distill` command: one verb, one module."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from distill import train
+from distill.evaluate import command as evaluate
+from distill.miniature import command as miniature
+
+_EXAMPLES = """examples:
+  distill train distill/recipes/miniature.yaml                make the miniature LAid student
+  distill train recipe.yaml train.steps=300 --resume          change a setting, go on where it stopped
+  distill evaluate runs/miniature/student                     measure its effective window
+  distill evaluate http://127.0.0.1:8000/v1                   the same through the server
+  distill miniature build                                     retrain the committed teacher and base student
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; the console script and `python -m distill`.
+
+    Returns:
+        The exit code: 0 for success, 1 for an error the user can mend, 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(
+        prog="distill",
+        description="Make a small long-context VLM out of a large one (LAid, arXiv 2512.21576).",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    for module in (train, evaluate, miniature):
+        module.add_parser(verbs)
+    chosen = parser.parse_args(arguments)
+    try:
+        return int(chosen.run(chosen))
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"distill: {error}", file=sys.stderr)
+        return 1

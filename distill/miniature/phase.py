@@ -1,0 +1,80 @@
+"""One resumable, seeded phase of training: a loop that saves itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+SAVE_EVERY = 100
+
+Progress = dict[str, float]
+StepLoss = Callable[[int, Progress], Tensor]
+
+
+def run_phase(
+    label: str,
+    steps: int,
+    learning_rate: float,
+    model: nn.Module,
+    step_loss: StepLoss,
+    progress: Progress,
+    file: Path,
+) -> None:
+    """Trains `model`'s unfrozen parameters with AdamW; goes on from `file` if it is there.
+
+    Args:
+        label: shown by the progress bar.
+        steps: updates in all. The learning rate warms up over 2 % of them and falls linearly over the last 30 %.
+        learning_rate: the highest.
+        step_loss: computes the loss of step i; may read and write `progress`, which is shown and saved.
+            Its random numbers must follow from i alone, so that a resumed run equals an unbroken one.
+        progress: numbers that live from step to step, at their first values.
+        file: written every `SAVE_EVERY` steps, at the end, and on Ctrl-C.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
+    done = _load(file, model, optimizer, progress)
+    with tqdm(total=steps, initial=done, desc=label, unit="step") as bar:
+        try:
+            while done < steps:
+                loss = step_loss(done, progress)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * min(1.0, (done + 1) / (0.02 * steps), (steps - done) / (0.3 * steps))
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                done += 1
+                shown = {"loss": loss.item(), **progress}
+                bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
+                bar.update()
+                if done % SAVE_EVERY == 0:
+                    _save(file, model, optimizer, progress, done)
+        finally:
+            _save(file, model, optimizer, progress, done)
+
+
+def _save(file: Path, model: nn.Module, optimizer: Any, progress: Progress, done: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": progress,
+        "done": done,
+    }
+    partial = file.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(file)
+
+
+def _load(file: Path, model: nn.Module, optimizer: Any, progress: Progress) -> int:
+    if not file.exists():
+        return 0
+    state = torch.load(file, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    progress.update(state["progress"])
+    return int(state["done"])
