@@ -1,0 +1,123 @@
+"""Turns samples into a batch with the model's own processor and position ids."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from distill.cache import ByteCache
+from distill.data.batch import Batch
+from distill.data.patches import Patches, PatchMaker
+from distill.data.sample import Sample
+
+RopeIndex = Callable[..., tuple[Tensor, Tensor]]
+
+_PATCH_CACHE_BYTES = 256 * 2**20
+_POSITION_CACHE_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSample:
+    """One sample's tokens, before padding."""
+
+    name: str
+    input_ids_T: Tensor
+    token_types_T: Tensor
+    """1 on image tokens, 0 on text."""
+    num_prompt_tokens: int
+    images: tuple[Patches, ...]
+
+
+class Collator:
+    """Applies the chat template, expands image placeholders and appends the answer.
+
+    It gives the token ids of the processor's own `__call__`, but preprocesses each distinct image only once.
+    """
+
+    def __init__(self, processor: Any, rope_index: RopeIndex) -> None:
+        """Takes a Qwen-VL processor and the `get_rope_index` of the model that the batches are for."""
+        self._processor = processor
+        self._rope_index = rope_index
+        self._make_patches = PatchMaker(processor.image_processor, _PATCH_CACHE_BYTES)
+        self._positions: ByteCache[tuple[bytes, bytes], Tensor] = ByteCache(_POSITION_CACHE_BYTES)
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """Encodes and pads the samples.
+
+        Raises:
+            ValueError: a sample's images and placeholders differ in number; the message names the sample.
+        """
+        encoded = [self.encode(sample) for sample in samples]
+        lengths_B = torch.tensor([len(each.input_ids_T) for each in encoded])
+        tokens_T = torch.arange(int(lengths_B.max()))
+        is_token_BT = tokens_T < lengths_B[:, None]
+        starts_B = torch.tensor([each.num_prompt_tokens for each in encoded])
+        types_BT = _padded([each.token_types_T for each in encoded])
+        # An image begins where the type turns to 1.
+        begins_BT = types_BT.diff(dim=1, prepend=torch.zeros_like(types_BT[:, :1])) == 1
+        images_after_BT = types_BT.flip(1).cumsum(dim=1).flip(1)
+        return Batch(
+            names=tuple(each.name for each in encoded),
+            input_ids_BT=_padded(
+                [each.input_ids_T for each in encoded], self._processor.tokenizer.pad_token_id
+            ),
+            is_token_BT=is_token_BT,
+            position_ids_3BT=_padded([self._position_ids(each).T for each in encoded])
+            .permute(2, 0, 1)
+            .contiguous(),
+            images_before_BT=begins_BT.cumsum(dim=1),
+            question_BT=is_token_BT & (images_after_BT == 0),
+            # The row before a token predicts it.
+            answer_BT=(tokens_T >= starts_B[:, None] - 1) & (tokens_T < lengths_B[:, None] - 1),
+            image_token_id=self._processor.image_token_id,
+            images=tuple(patches for each in encoded for patches in each.images),
+        )
+
+    def encode(self, sample: Sample) -> EncodedSample:
+        """Tokens of the prompt, the answer and the token that ends the turn."""
+        images = self._make_patches(sample.images)
+        prompt = self._processor.apply_chat_template(
+            list(sample.messages), tokenize=False, add_generation_prompt=True
+        )
+        num_placeholders = prompt.count(self._processor.image_token)
+        if num_placeholders != len(images):
+            raise ValueError(f"{sample.name}: {num_placeholders} image placeholders for {len(images)} images")
+        if images:
+            grids = {"image_grid_thw": torch.stack([each.grid_3 for each in images])}
+            replacements = [self._processor.replace_image_token(grids, index) for index in range(len(images))]
+            (prompt,), _ = self._processor.get_text_with_replacements([prompt], replacements)
+        tokenizer = self._processor.tokenizer
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        answer_ids = tokenizer(sample.answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+        input_ids_T = torch.tensor([*prompt_ids, *answer_ids])
+        return EncodedSample(
+            name=sample.name,
+            input_ids_T=input_ids_T,
+            token_types_T=(input_ids_T == self._processor.image_token_id).long(),
+            num_prompt_tokens=len(prompt_ids),
+            images=tuple(images),
+        )
+
+    def count_tokens(self, sample: Sample) -> int:
+        """Tokens of the prompt and the answer together."""
+        return len(self.encode(sample).input_ids_T)
+
+    def _position_ids(self, sample: EncodedSample) -> Tensor:
+        """M-RoPE positions [3, T]; the model's own loop over images is slow, and many samples share their layout."""
+        grids = torch.stack([each.grid_3 for each in sample.images]) if sample.images else None
+        key = (sample.token_types_T.numpy().tobytes(), b"" if grids is None else grids.numpy().tobytes())
+        positions_3T = self._positions.get(key)
+        if positions_3T is None:
+            positions_31T, _ = self._rope_index(
+                sample.input_ids_T[None], mm_token_type_ids=sample.token_types_T[None], image_grid_thw=grids
+            )
+            positions_3T = positions_31T[:, 0]
+            self._positions.put(key, positions_3T, positions_3T.nbytes + len(key[0]) + len(key[1]))
+        return positions_3T
+
+
+def _padded(rows: list[Tensor], value: int = 0) -> Tensor:
+    return pad_sequence(rows, batch_first=True, padding_value=value)

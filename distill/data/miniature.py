@@ -1,0 +1,50 @@
+"""Training haystacks of the miniature world, drawn from a fixed collection of images."""
+
+import random
+
+from PIL import Image
+
+from distill.data.sample import CountTokens, Sample
+from distill.miniature.items import Kind, make_haystack, prompt_text
+from distill.miniature.objects import draw_image
+from distill.recipe import DataConfig, MiniatureData
+
+
+class MiniatureSource:
+    """Steps of equally long haystacks, each step with a size and questions of its own.
+
+    The images come from `renderings` drawings of each pair of objects, so that features of a frozen vision tower are
+    computed once per drawing. Evaluation items are drawn afresh and from other seeds: none is met in training.
+    """
+
+    def __init__(
+        self, config: DataConfig, miniature: MiniatureData, *, seed: int, count_tokens: CountTokens
+    ) -> None:
+        self._config = config
+        self._miniature = miniature
+        self._seed = seed
+        self._count_tokens = count_tokens
+
+    def samples(self, step: int) -> list[Sample]:
+        """The samples of this step; the same arguments always give the same samples."""
+        rng = random.Random(f"miniature/{self._seed}/{step}")
+        sizes = self._miniature.sizes
+        chosen = rng.choices(sizes, [each.weight for each in sizes])[0]
+        num_images = rng.randint(chosen.least, chosen.most)
+        first = self._sample(rng, num_images, f"step {step}, sample 0")
+        room = self._config.tokens_per_step // self._count_tokens(first)
+        count = max(1, min(room, self._config.max_samples_per_step))
+        return [first, *(self._sample(rng, num_images, f"step {step}, sample {i}") for i in range(1, count))]
+
+    def _sample(self, rng: random.Random, num_images: int, name: str) -> Sample:
+        kind: Kind = "open" if rng.random() < self._miniature.open_share else "yes_no"
+        haystack = make_haystack(rng, num_images, kind)
+        parts = [{"type": "image", "image": self._rendering(rng, names)} for names in haystack.contents]
+        content = [*parts, {"type": "text", "text": prompt_text(haystack)}]
+        return Sample(messages=({"role": "user", "content": content},), answer=haystack.answer, name=name)
+
+    def _rendering(self, rng: random.Random, names: tuple[str, ...]) -> Image.Image:
+        pair = tuple(sorted(names))
+        return draw_image(
+            pair, random.Random(f"{self._seed}/{pair}/{rng.randrange(self._miniature.renderings)}")
+        )

@@ -1,0 +1,56 @@
+"""Loads the models, processors and data that a recipe names."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import rope_gain
+from distill.data.jsonl import JsonlSource
+from distill.data.miniature import MiniatureSource
+from distill.data.sample import CountTokens, Source
+from distill.miniature import checkpoint_path
+from distill.recipe import DataConfig, ModelConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def resolve_path(path: str) -> str:
+    """The folder of `miniature:teacher` and `miniature:base`; any other path as it is."""
+    prefix, separator, name = path.partition(":")
+    if prefix == "miniature" and separator:
+        if name not in ("teacher", "base"):
+            raise ValueError(f"path: {path!r}, expected miniature:teacher or miniature:base")
+        return str(checkpoint_path("teacher" if name == "teacher" else "base"))
+    return path
+
+
+def load_model(config: ModelConfig, device: torch.device) -> "PreTrainedModel":
+    """Loads a checkpoint folder, stock or with gains, or a stock model by its Hub name; in evaluation mode."""
+    path = resolve_path(config.path)
+    load = rope_gain.load_pretrained if Path(path).is_dir() else AutoModelForImageTextToText.from_pretrained
+    model: PreTrainedModel = load(path, dtype=getattr(torch, config.dtype))
+    return model.to(device)
+
+
+def load_processor(config: ModelConfig) -> Any:
+    """The processor of the checkpoint."""
+    return AutoProcessor.from_pretrained(resolve_path(config.path))
+
+
+def make_source(config: DataConfig, *, seed: int, count_tokens: CountTokens) -> Source:
+    """The one source that the recipe gives."""
+    if config.miniature is not None:
+        return MiniatureSource(config, config.miniature, seed=seed, count_tokens=count_tokens)
+    if config.jsonl is not None:
+        return JsonlSource(config, config.jsonl, seed=seed, count_tokens=count_tokens)
+    raise ValueError("data: expected one of the blocks miniature and jsonl")
+
+
+def choose_device(config: TrainConfig) -> torch.device:
+    """The device of the recipe; `auto` takes a GPU where there is one."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)

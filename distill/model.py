@@ -1,0 +1,68 @@
+"""A loaded vision-language model as the trainer uses it: one forward pass in, signals out."""
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from distill.capture import QueryKeyRecorder, enable_capture
+from distill.data.batch import Batch
+from distill.features import ImageFeatures
+from distill.signals import AttentionShape, Signals
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class SignalModel:
+    """A Qwen-VL model with its cache of image features."""
+
+    def __init__(self, model: "PreTrainedModel", *, freeze_vision: bool, feature_cache_bytes: int) -> None:
+        enable_capture(model)
+        self.model = model
+        self._features = ImageFeatures(model, is_frozen=freeze_vision, capacity_bytes=feature_cache_bytes)
+
+    @property
+    def shape(self) -> AttentionShape:
+        """The sizes of the decoder's attention."""
+        config = self.model.config.get_text_config()
+        return AttentionShape(
+            num_layers=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        )
+
+    def signals(self, batch: Batch, layers: Collection[int]) -> Signals:
+        """Runs the model on the batch.
+
+        Logits are computed on the answer rows only; the whole [B, T, vocabulary] is never in memory. There is no
+        attention mask: padding is on the right, out of sight of every real row.
+        """
+        recorder = QueryKeyRecorder(layers)
+        features = self._features(batch.images)
+        vision = {"image": BaseModelOutputWithPooling(pooler_output=tuple(features))} if features else None
+        output = self.model.base_model(
+            input_ids=batch.input_ids_BT,
+            position_ids=batch.position_ids_3BT,
+            mm_encoder_outputs=vision,
+            use_cache=False,
+            qk_recorder=recorder,
+        )
+        logits_NV = self.model.get_output_embeddings()(output.last_hidden_state[batch.answer_BT])
+        return Signals(logits_NV=logits_NV, layers=recorder.layers)
+
+
+class Teacher(SignalModel):
+    """A frozen model: its signals carry no gradients."""
+
+    def __init__(self, model: "PreTrainedModel", *, feature_cache_bytes: int) -> None:
+        super().__init__(
+            model.eval().requires_grad_(False), freeze_vision=True, feature_cache_bytes=feature_cache_bytes
+        )
+
+    @torch.no_grad()
+    def signals(self, batch: Batch, layers: Collection[int]) -> Signals:
+        """As `SignalModel.signals`."""
+        return super().signals(batch, layers)

@@ -1,0 +1,176 @@
+"""The whole loss of a step, and the mixing weights that belong to it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distill.data.batch import Batch
+from distill.losses.alignment import query_key_alignment
+from distill.losses.logits import answer_cross_entropy, logit_distillation
+from distill.losses.matching import Tilt, attention_matching
+from distill.mixing import LinearMixing, SoftmaxMixing
+from distill.recipe import AlignmentConfig, LayerPair, LossConfig, MatchingConfig
+from distill.schedule import gamma_at
+from distill.signals import AttentionShape, Signals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """The weighted sum, with gradients, and every unweighted term, for the log."""
+
+    total: Tensor
+    terms: dict[str, float]
+
+
+class Objective(nn.Module):
+    """L = λ_LAid·(alignment + matching) + λ_KL·KL + λ_SFT·SFT (LAid, arXiv 2512.21576).
+
+    Terms whose weight is 0 are neither computed nor logged. The module's parameters are the head mixing weights.
+    """
+
+    def __init__(
+        self,
+        config: LossConfig,
+        *,
+        student: AttentionShape,
+        teacher: AttentionShape | None,
+        vocabulary_size: int,
+    ) -> None:
+        """Resolves the layers and makes the mixing weights.
+
+        Args:
+            teacher: None if no term needs one.
+            vocabulary_size: true size of the tokenizer.
+
+        Raises:
+            ValueError: a layer that does not exist, unequal head counts without mixing, unequal head sizes.
+        """
+        super().__init__()
+        self.config = config
+        self._vocabulary_size = vocabulary_size
+        self._aligned: list[LayerPair] = []
+        self._matched: list[LayerPair] = []
+        self.query_mixing, self.key_mixing = nn.ModuleList(), nn.ModuleList()
+        self.map_mixing = nn.ModuleList()
+        if teacher is None:
+            return
+        if config.alignment_weight > 0:
+            self._aligned = _resolved(config.alignment, "alignment", student, teacher)
+            _check_head_sizes(student, teacher)
+            for _ in self._aligned:
+                self.query_mixing.append(LinearMixing(student.num_heads, teacher.num_heads))
+                self.key_mixing.append(LinearMixing(student.num_key_value_heads, teacher.num_key_value_heads))
+        if config.matching_weight > 0:
+            self._matched = _resolved(config.matching, "matching", student, teacher)
+            _check_head_counts(config.matching, student, teacher)
+            if config.matching.mixing == "softmax":
+                self.map_mixing.extend(
+                    SoftmaxMixing(student.num_heads, teacher.num_heads) for _ in self._matched
+                )
+
+    @property
+    def student_layers(self) -> frozenset[int]:
+        """Layers whose q and k the student must give."""
+        return frozenset(pair.student for pair in (*self._aligned, *self._matched))
+
+    @property
+    def teacher_layers(self) -> frozenset[int]:
+        """Layers whose q and k the teacher must give."""
+        return frozenset(pair.teacher for pair in (*self._aligned, *self._matched))
+
+    def forward(self, student: Signals, teacher: Signals | None, batch: Batch, progress: float) -> Losses:
+        """The loss at this share of the training, from 0 at the first step to 1 at the last."""
+        config = self.config
+        weighted: dict[str, tuple[float, Tensor]] = {}
+        if config.lambda_sft > 0:
+            weighted["sft"] = config.lambda_sft, answer_cross_entropy(student.logits_NV, batch.answer_ids_N)
+        if teacher is not None and config.lambda_kl > 0:
+            kl = logit_distillation(
+                student.logits_NV,
+                teacher.logits_NV,
+                temperature=config.temperature,
+                vocabulary_size=self._vocabulary_size,
+            )
+            weighted["kl"] = config.lambda_kl, kl
+        if teacher is not None and self._aligned:
+            weighted["alignment"] = config.alignment_weight, self._alignment(student, teacher, batch)
+        if teacher is not None and self._matched:
+            weighted["matching"] = config.matching_weight, self._matching(student, teacher, batch, progress)
+        total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
+        return Losses(total=total, terms={name: value.item() for name, (_, value) in weighted.items()})
+
+    def gamma(self, progress: float) -> float:
+        """The tilt's exponent at this share of the training."""
+        matching = self.config.matching
+        return gamma_at(progress, matching.schedule, matching.gamma_max)
+
+    def _alignment(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        rows = batch.rows(self.config.alignment.rows)
+        values = [
+            query_key_alignment(
+                student.layers[pair.student],
+                teacher.layers[pair.teacher],
+                rows=rows,
+                weights_q_SH=query_mixing(),
+                weights_k_SH=key_mixing(),
+            )
+            for pair, query_mixing, key_mixing in zip(
+                self._aligned, self.query_mixing, self.key_mixing, strict=True
+            )
+        ]
+        return torch.stack(values).mean()
+
+    def _matching(self, student: Signals, teacher: Signals, batch: Batch, progress: float) -> Tensor:
+        config = self.config.matching
+        tilt = Tilt(
+            kind=config.distance, reference_distance=config.reference_distance, gamma=self.gamma(progress)
+        )
+        mixings = [mixing() for mixing in self.map_mixing] or [None] * len(self._matched)
+        values = [
+            attention_matching(
+                student.layers[pair.student],
+                teacher.layers[pair.teacher],
+                rows=batch.rows(config.rows),
+                places=batch.places,
+                tilt=tilt,
+                mixing_SH=mixing_SH,
+                chunk_rows=config.chunk_rows,
+            )
+            for pair, mixing_SH in zip(self._matched, mixings, strict=True)
+        ]
+        return torch.stack(values).mean()
+
+
+def _resolved(
+    config: AlignmentConfig | MatchingConfig, name: str, student: AttentionShape, teacher: AttentionShape
+) -> list[LayerPair]:
+    return [
+        LayerPair(
+            student=_layer(pair.student, student.num_layers, f"loss.{name}.layers[{index}].student"),
+            teacher=_layer(pair.teacher, teacher.num_layers, f"loss.{name}.layers[{index}].teacher"),
+        )
+        for index, pair in enumerate(config.layers)
+    ]
+
+
+def _layer(layer: int, num_layers: int, key: str) -> int:
+    if not -num_layers <= layer < num_layers:
+        raise ValueError(f"{key}: {layer}, expected {-num_layers} to {num_layers - 1}")
+    return layer % num_layers
+
+
+def _check_head_sizes(student: AttentionShape, teacher: AttentionShape) -> None:
+    if student.head_size != teacher.head_size:
+        raise ValueError(
+            f"loss.alignment.weight: heads of {student.head_size} (student) and {teacher.head_size} (teacher), "
+            "expected equal head sizes, or the weight 0"
+        )
+
+
+def _check_head_counts(config: MatchingConfig, student: AttentionShape, teacher: AttentionShape) -> None:
+    if config.mixing == "none" and student.num_heads != teacher.num_heads:
+        raise ValueError(
+            f"loss.matching.mixing: 'none' with {student.num_heads} student and {teacher.num_heads} teacher heads, "
+            "expected 'softmax'"
+        )

@@ -1,0 +1,219 @@
+"""The schema of a training recipe: everything `distill train` can be told, in one file."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from distill.checks import check_above, check_at_least, check_not_empty
+from distill.losses.kinds import DistanceKind, RowKind
+from distill.schedule import GammaSchedule
+from rope_gain import RopeGainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A checkpoint to load."""
+
+    path: str
+    """A folder, a Hub name, or `miniature:base` and `miniature:teacher` for the committed miniature models."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPair:
+    """A student layer and the teacher layer it follows; negative numbers count from the last layer."""
+
+    student: int = -1
+    teacher: int = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """Q/K alignment; layers and linear head weights as in the paper, the rest is ours."""
+
+    weight: float = 1.0
+    """Share inside the LAid loss; 0 leaves the term out."""
+    layers: tuple[LayerPair, ...] = (LayerPair(),)
+    rows: RowKind = "all"
+    """`all` tokens, the `question` (every row after the last image), or the `answer` (rows that predict it)."""
+
+    def __post_init__(self) -> None:
+        check_at_least("weight", self.weight, 0)
+        check_not_empty("layers", self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingConfig:
+    """Progressive distance-weighted attention matching: the tilt (1 + Δ/Δ0)^γ; all defaults are ours."""
+
+    weight: float = 1.0
+    """Share inside the LAid loss; 0 leaves the term out."""
+    layers: tuple[LayerPair, ...] = (LayerPair(),)
+    rows: RowKind = "all"
+    """`all` tokens, the `question` (every row after the last image), or the `answer` (rows that predict it)."""
+    distance: DistanceKind = "image"
+    """Δ in tokens, in M-RoPE positions, or in images."""
+    reference_distance: float = 1.0
+    """Δ0, in the unit of `distance`."""
+    gamma_max: float = 1.0
+    schedule: GammaSchedule = "linear"
+    mixing: Literal["softmax", "none"] = "softmax"
+    """`softmax` learns which teacher heads a student head follows; `none` pairs them one to one."""
+    chunk_rows: int = 256
+    """Query rows whose attention is in memory at a time."""
+
+    def __post_init__(self) -> None:
+        check_at_least("weight", self.weight, 0)
+        check_at_least("gamma_max", self.gamma_max, 0)
+        check_above("reference_distance", self.reference_distance, 0)
+        check_at_least("chunk_rows", self.chunk_rows, 1)
+        check_not_empty("layers", self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """L = lambda_laid·(alignment + matching) + lambda_kl·KL(temperature) + lambda_sft·SFT, as in the paper."""
+
+    lambda_laid: float = 1.0
+    lambda_kl: float = 1.0
+    lambda_sft: float = 1.0
+    temperature: float = 2.0
+    alignment: AlignmentConfig = AlignmentConfig()
+    matching: MatchingConfig = MatchingConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("lambda_laid", "lambda_kl", "lambda_sft"):
+            check_at_least(name, getattr(self, name), 0)
+        check_above("temperature", self.temperature, 0)
+        if self.lambda_laid + self.lambda_kl + self.lambda_sft == 0:
+            raise ValueError("lambda_sft: 0.0, expected at least one lambda above 0")
+
+    @property
+    def alignment_weight(self) -> float:
+        """Weight of the Q/K alignment in the whole loss."""
+        return self.lambda_laid * self.alignment.weight
+
+    @property
+    def matching_weight(self) -> float:
+        """Weight of the attention matching in the whole loss."""
+        return self.lambda_laid * self.matching.weight
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term looks at a teacher."""
+        return self.alignment_weight + self.matching_weight + self.lambda_kl > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeRange:
+    """Haystacks of `least` to `most` images, drawn with this weight among the ranges, uniformly inside."""
+
+    least: int
+    most: int
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_at_least("least", self.least, 1)
+        check_at_least("most", self.most, self.least)
+        check_above("weight", self.weight, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniatureData:
+    """Haystacks of coloured shapes, endless and never repeated."""
+
+    sizes: tuple[SizeRange, ...]
+    """One size is drawn per step, so that a step's samples are equally long."""
+    open_share: float = 1.0
+    """Share of open questions; the others are yes or no."""
+    renderings: int = 8
+    """How often each pair of objects is drawn; haystacks are made of these images, as of a photo collection."""
+
+    def __post_init__(self) -> None:
+        check_not_empty("sizes", self.sizes)
+        check_at_least("renderings", self.renderings, 1)
+        if not 0 <= self.open_share <= 1:
+            raise ValueError(f"open_share: {self.open_share}, expected a share from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonlData:
+    """A file of OpenAI messages, one sample a line: {"messages": [...]}, the last message being the answer."""
+
+    path: str
+    image_folder: str | None = None
+    """Where relative image paths start; by default, the file's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Exactly one source, and how much of it makes a step."""
+
+    tokens_per_step: int
+    """Samples of about equal length fill a step up to this many prompt and answer tokens."""
+    max_samples_per_step: int = 64
+    miniature: MiniatureData | None = None
+    jsonl: JsonlData | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least("tokens_per_step", self.tokens_per_step, 1)
+        check_at_least("max_samples_per_step", self.max_samples_per_step, 1)
+        if (self.miniature is None) == (self.jsonl is None):
+            raise ValueError("miniature: expected exactly one of the blocks miniature and jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """AdamW with linear warm-up and a cosine to zero."""
+
+    steps: int
+    seed: int = 0
+    model_lr: float = 1e-5
+    gain_lr: float = 1e-4
+    mixing_lr: float = 1e-4
+    warmup_steps: int = 0
+    weight_decay: float = 0.01
+    """On matrices of the model only: not on norms, biases, gains or mixing weights."""
+    max_grad_norm: float = 1.0
+    freeze_vision: bool = True
+    """With a frozen tower, the features of an image that comes again are taken from a cache."""
+    feature_cache_mib: int = 512
+    """Size of that cache, for each model."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    save_every: int = 100
+    """Steps between saved states."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("steps", 1),
+            ("seed", 0),
+            ("warmup_steps", 0),
+            ("feature_cache_mib", 0),
+            ("save_every", 1),
+        ):
+            check_at_least(name, getattr(self, name), least)
+        for name in ("model_lr", "gain_lr", "mixing_lr", "weight_decay"):
+            check_at_least(name, getattr(self, name), 0)
+        check_above("max_grad_norm", self.max_grad_norm, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run."""
+
+    output: str
+    """Folder of the run: log.jsonl, state.pt while it runs, checkpoint/ at the end."""
+    student: ModelConfig
+    teacher: ModelConfig | None = None
+    gain: RopeGainConfig | None = None
+    """The learnable response gain; null trains the student without one."""
+    loss: LossConfig = LossConfig()
+    data: DataConfig
+    train: TrainConfig
+
+    def __post_init__(self) -> None:
+        if self.loss.needs_teacher and self.teacher is None:
+            raise ValueError(
+                "teacher: missing, expected a model: loss.lambda_laid or loss.lambda_kl is above 0"
+            )
+        if not self.loss.needs_teacher and self.teacher is not None:
+            raise ValueError("teacher: given, expected none: no term of the loss looks at it")
