@@ -60,9 +60,7 @@ class ApiRunner:
         )
         if completion.usage is None:
             raise OpenAIError("the answer has no usage, which tells the prompt's length in tokens")
-        return Answer(
-            text=completion.choices[0].message.content or "", prompt_tokens=completion.usage.prompt_tokens
-        )
+        return Answer(text=completion.choices[0].message.content or "", prompt_tokens=completion.usage.prompt_tokens)
 
 
 def served_model(url: str, api_key: str) -> str:

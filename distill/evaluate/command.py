@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoint import read_laid, write_laid
+from distill.checkpoint import LAID_FILE, laid_record, read_laid, write_laid
 from distill.evaluate import report
 from distill.evaluate.measure import Runner, measure
 from distill.evaluate.table import format_table
@@ -31,9 +31,7 @@ def add_parser(subparsers: Any) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "target", metavar="CHECKPOINT_OR_URL", help="a checkpoint folder, or http(s)://host/v1"
-    )
+    parser.add_argument("target", metavar="CHECKPOINT_OR_URL", help="a checkpoint folder, or http(s)://host/v1")
     _add_questions(parser.add_argument_group("what is asked"))
     _add_results(parser.add_argument_group("what is reported"))
     _add_server(parser.add_argument_group("for a URL"))
@@ -42,17 +40,15 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table, writes the report folder and laid.json; ValueError where it cannot."""
-    _check(args)
     task = MiniatureTask(kind=args.kind, seed=args.seed)
+    _check(args, task)
     base = report.read_evaluation(args.base) if args.base else None
     runner, name, target = _make_runner(args)
     start = time.monotonic()
     outcomes = measure(runner, task, sorted(set(args.sizes)), args.items, progress=True)
     seconds = time.monotonic() - start
     measured = "api" if _is_url(args.target) else "local"
-    evaluation = report.evaluate_outcomes(
-        outcomes, args.thresholds, task=task.name, measured=measured, seed=args.seed
-    )
+    evaluation = report.evaluate_outcomes(outcomes, args.thresholds, task=task.name, measured=measured, seed=args.seed)
     factors = report.compare(evaluation, base) if base else []
     print(format_table(evaluation, factors), end="\n\n")
 
@@ -64,9 +60,10 @@ def run(args: argparse.Namespace) -> int:
     print(f"wrote {out}: report.json, answers.jsonl, curve.png")
     checkpoint = _checkpoint_to_write(args)
     if checkpoint:
-        laid = read_laid(checkpoint) or {}
-        write_laid(checkpoint, {**laid, "effective_window": evaluation.to_dict()})
-        print(f"wrote {checkpoint / 'laid.json'}: effective_window")
+        # A checkpoint made elsewhere is a base of whatever is distilled into it.
+        record = read_laid(checkpoint) or laid_record("base")
+        write_laid(checkpoint, {**record, "effective_window": evaluation.to_dict()})
+        print(f"wrote {checkpoint / LAID_FILE}: effective_window")
     return 0
 
 
@@ -114,27 +111,23 @@ def _add_results(group: Any) -> None:
 def _add_server(group: Any) -> None:
     group.add_argument("--model", metavar="NAME", help="(default: the only one served)")
     group.add_argument("--api-key", metavar="KEY", help="(default: OPENAI_API_KEY of the environment)")
-    group.add_argument(
-        "--concurrency", type=int, default=4, metavar="N", help="requests at a time (default: 4)"
-    )
+    group.add_argument("--concurrency", type=int, default=4, metavar="N", help="requests at a time (default: 4)")
 
 
 def _is_url(target: str) -> bool:
     return target.startswith(("http://", "https://"))
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace, task: MiniatureTask) -> None:
     """Refuses what cannot work before anything is loaded or asked."""
-    if args.items < 1:
-        raise ValueError(f"--items: {args.items}, expected at least 1")
+    for size in args.sizes:
+        task.item_seed(size, args.items - 1)
     for value in args.thresholds:
         if not 0 < value <= 1:
             raise ValueError(f"--thresholds: {value}, expected a share above 0 and at most 1")
     if _is_url(args.target):
         if args.no_write:
-            raise ValueError(
-                "--no-write: a URL has no checkpoint folder, nothing is stored without --write-to"
-            )
+            raise ValueError("--no-write: a URL has no checkpoint folder, nothing is stored without --write-to")
     elif not (Path(args.target) / "config.json").is_file():
         raise ValueError(f"{args.target}: no config.json there, expected a checkpoint folder or a URL")
     if args.write_to and not (args.write_to / "config.json").is_file():

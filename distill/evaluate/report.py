@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.checkpoint import read_laid
 from distill.evaluate.curve import CONFIDENCE, CurvePoint, check_curve
 from distill.evaluate.measure import Outcome, accuracy_curve
 from distill.evaluate.window import (
@@ -72,9 +73,7 @@ class Evaluation:
                 windows=tuple(Window(**window) for window in block["windows"]),
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"effective_window: {error}, expected a block written by distill evaluate"
-            ) from error
+            raise ValueError(f"effective_window: {error}, expected a block written by distill evaluate") from error
 
 
 def evaluate_outcomes(
@@ -104,10 +103,10 @@ def compare(evaluation: Evaluation, base: Evaluation) -> list[WindowFactor]:
 
 def read_evaluation(path: Path) -> Evaluation:
     """Reads the evaluation of a report.json or of a checkpoint folder that holds one in its laid.json."""
-    file = path / "laid.json" if path.is_dir() else path
-    block = json.loads(file.read_text(encoding="utf-8")).get("effective_window")
+    content = read_laid(path) if path.is_dir() else json.loads(path.read_text(encoding="utf-8"))
+    block = (content or {}).get("effective_window")
     if block is None:
-        raise ValueError(f"{file}: no effective_window, run distill evaluate on it first")
+        raise ValueError(f"{path}: no effective_window there, run distill evaluate on it first")
     return Evaluation.from_dict(block)
 
 

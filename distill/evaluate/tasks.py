@@ -30,14 +30,17 @@ class MiniatureTask:
         return legal_answers(self.kind)
 
     def item(self, num_images: int, index: int) -> Item:
-        """Item `index` among those with `num_images` images.
+        """Item `index` among those with `num_images` images."""
+        return make_item(self.item_seed(num_images, index), num_images, self.kind)
 
-        Seed, size and index have digits of their own in the item's seed, from `FIRST_EVALUATION_SEED` on: no
-        two items of any evaluation share one, and training, which stays below, meets none of them.
+    def item_seed(self, num_images: int, index: int) -> int:
+        """The seed of an item: no two items of any evaluation share one, and training meets none of them.
+
+        Task seed, size and index have digits of their own in it, above those of `FIRST_EVALUATION_SEED`, below
+        which training stays. ValueError for a size or an index without room.
         """
         if not 1 <= num_images < _SIZES_PER_SEED:
             raise ValueError(f"sizes: {num_images}, expected 1 to {_SIZES_PER_SEED - 1} images")
         if not 0 <= index < _ITEMS_PER_SIZE:
-            raise ValueError(f"items: {index + 1}, expected at most {_ITEMS_PER_SIZE} a size")
-        offset = (self.seed * _SIZES_PER_SEED + num_images) * _ITEMS_PER_SIZE + index
-        return make_item(FIRST_EVALUATION_SEED + offset, num_images, self.kind)
+            raise ValueError(f"items: {index + 1}, expected 1 to {_ITEMS_PER_SIZE} a size")
+        return FIRST_EVALUATION_SEED + (self.seed * _SIZES_PER_SEED + num_images) * _ITEMS_PER_SIZE + index

@@ -159,9 +159,7 @@ def _images(
     threshold_B = np.full(len(accuracy_BS), threshold.value)
     if threshold.kind == "relative":
         if points[0].images != 1:
-            raise ValueError(
-                f"sizes: a relative threshold needs size 1, the smallest here is {points[0].images}"
-            )
+            raise ValueError(f"sizes: a relative threshold needs size 1, the smallest here is {points[0].images}")
         # A model that answers nothing has no window, not one of any length.
         threshold_B = np.where(accuracy_BS[:, 0] > 0, threshold.value * accuracy_BS[:, 0], np.inf)
     return crossing(np.array([float(point.images) for point in points]), accuracy_BS, threshold_B)
@@ -194,6 +192,4 @@ def _tokens(points: Sequence[CurvePoint], images_N: Floats) -> Floats:
 def _interval(values_B: Floats) -> tuple[float, float]:
     # Order statistics, not their mixtures: a mixture with infinity is not a number.
     tail = (1 - CONFIDENCE) / 2
-    return float(np.quantile(values_B, tail, method="lower")), float(
-        np.quantile(values_B, 1 - tail, method="higher")
-    )
+    return float(np.quantile(values_B, tail, method="lower")), float(np.quantile(values_B, 1 - tail, method="higher"))

@@ -6,9 +6,7 @@ from distill.evaluate.curve import CurvePoint, check_curve, wilson_interval
 
 
 def point(images: int, correct: int = 1, items: int = 2) -> CurvePoint:
-    return CurvePoint(
-        images=images, prompt_tokens=6.0 * images, items=items, correct=correct, compliant=items
-    )
+    return CurvePoint(images=images, prompt_tokens=6.0 * images, items=items, correct=correct, compliant=items)
 
 
 def test_wilson_interval_against_worked_values() -> None:

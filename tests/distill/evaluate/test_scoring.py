@@ -10,9 +10,7 @@ YES_NO = ("yes", "no")
 OBJECTS = ("blue square", "red circle")
 
 
-@pytest.mark.parametrize(
-    "answer", ["yes", "Yes", " YES.\n", "**Yes**", "\u201cyes!\u201d", "\uff39\uff25\uff33"]
-)
+@pytest.mark.parametrize("answer", ["yes", "Yes", " YES.\n", "**Yes**", "\u201cyes!\u201d", "\uff39\uff25\uff33"])
 def test_forms_of_the_right_answer(answer: str) -> None:
     assert score(answer, "yes", YES_NO) == RIGHT
 

@@ -40,9 +40,7 @@ def absolute(value: float) -> Threshold:
     [
         pytest.param((1.0, 0.8, 0.4), (30.0, False), id="halfway between 20 and 40"),
         pytest.param((1.0, 0.6, 0.4), (20.0, False), id="touches at 20, then falls"),
-        pytest.param(
-            (1.0, 0.4, 0.9), (10 + 10 * 0.4 / 0.6, False), id="first fall ends it, the rise does not count"
-        ),
+        pytest.param((1.0, 0.4, 0.9), (10 + 10 * 0.4 / 0.6, False), id="first fall ends it, the rise does not count"),
         pytest.param((0.6, 0.6, 0.0), (20.0, False), id="flat at the threshold"),
         pytest.param((0.6, 0.5, 0.4), (10.0, False), id="falls from the first size on"),
         pytest.param((0.59, 0.9, 0.9), (0.0, False), id="below at the first size"),
@@ -67,9 +65,7 @@ def test_the_papers_factors_of_the_3b_student() -> None:
         assert student / base == pytest.approx(factor, abs=0.005)
 
 
-curves = st.lists(st.integers(0, 100), min_size=2, max_size=7).map(
-    lambda counts: tuple(c / 100 for c in counts)
-)
+curves = st.lists(st.integers(0, 100), min_size=2, max_size=7).map(lambda counts: tuple(c / 100 for c in counts))
 thresholds = st.integers(1, 100).map(lambda count: count / 100)
 
 
@@ -100,9 +96,7 @@ def test_a_better_answer_never_shortens_the_window(
 
 
 @given(accuracies=curves, low=thresholds, high=thresholds)
-def test_a_higher_threshold_never_lengthens_the_window(
-    accuracies: tuple[float, ...], low: float, high: float
-) -> None:
+def test_a_higher_threshold_never_lengthens_the_window(accuracies: tuple[float, ...], low: float, high: float) -> None:
     low, high = sorted((low, high))
     sizes = sizes_of(accuracies)
     assert window(sizes, accuracies, high)[0] <= window(sizes, accuracies, low)[0] + 1e-6

@@ -1,0 +1,76 @@
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill.evaluate.local import LocalRunner
+from distill.evaluate.measure import MAX_NEW_TOKENS
+from distill.evaluate.tasks import MiniatureTask
+from distill.miniature.items import Item
+
+
+@pytest.fixture(scope="module")
+def items() -> list[Item]:
+    """Prompts of three images and, mixed up, of two lengths."""
+    task = MiniatureTask(kind="open", seed=1)
+    short = [task.item(3, index) for index in range(6)]
+    return [replace(item, question=f"{item.question} Now.") if i % 2 else item for i, item in enumerate(short)]
+
+
+@pytest.fixture(scope="module")
+def plain_answers(random_checkpoint: Path, items: Sequence[Item]) -> list[tuple[str, int]]:
+    """Text and prompt tokens by transformers alone, one item at a time."""
+    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+    processor: Any = AutoProcessor.from_pretrained(random_checkpoint)
+    model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_checkpoint)
+    answers = []
+    for item in items:
+        text = processor.apply_chat_template(item.messages(), add_generation_prompt=True, tokenize=False)
+        inputs = processor(text=[text], images=list(item.images), return_tensors="pt")
+        with torch.no_grad():
+            output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        num_tokens = inputs["input_ids"].shape[1]
+        answers.append((processor.decode(output[0, num_tokens:], skip_special_tokens=True), num_tokens))
+    return answers
+
+
+def answers(checkpoint: Path, items: Sequence[Item]) -> list[tuple[str, int]]:
+    advanced: list[int] = []
+    found = LocalRunner(checkpoint).answer(items, advanced.append)
+    assert sum(advanced) == len(items)
+    return [(answer.text, answer.prompt_tokens) for answer in found]
+
+
+def test_batches_answer_as_plain_transformers_does_one_by_one(
+    random_checkpoint: Path, items: Sequence[Item], plain_answers: list[tuple[str, int]]
+) -> None:
+    assert answers(random_checkpoint, items) == plain_answers
+    # Otherwise mixed-up answers would go unseen.
+    assert len({text for text, _ in plain_answers}) == len(items)
+    assert len({num_tokens for _, num_tokens in plain_answers}) == 2
+
+
+def test_small_batches_answer_alike(
+    random_checkpoint: Path,
+    items: Sequence[Item],
+    plain_answers: list[tuple[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("distill.evaluate.local._BATCH_TOKENS", 100)
+    assert answers(random_checkpoint, items) == plain_answers
+
+
+def test_the_checkpoints_sampling_defaults_do_not_count(
+    random_checkpoint: Path, items: Sequence[Item], plain_answers: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    checkpoint = Path(shutil.copytree(random_checkpoint, tmp_path / "sampling"))
+    file = checkpoint / "generation_config.json"
+    sampling = {"do_sample": True, "temperature": 5.0, "top_k": 3, "top_p": 0.5, "repetition_penalty": 2.0}
+    file.write_text(json.dumps(json.loads(file.read_text()) | sampling))
+    assert answers(checkpoint, items) == plain_answers
