@@ -45,6 +45,11 @@ class Evaluation:
         """The windows' thresholds."""
         return [Threshold(value=window.threshold, kind=window.kind) for window in self.windows]
 
+    @property
+    def default_window(self) -> Window:
+        """The one that stands for the model."""
+        return next(w for w in self.windows if w.kind == "absolute" and w.threshold == DEFAULT_THRESHOLD)
+
     def to_dict(self) -> dict[str, Any]:
         """The block, ready for JSON."""
         return {

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from distill.evaluate.report import DEFAULT_THRESHOLD, Evaluation
+from distill.evaluate.report import Evaluation
 from distill.evaluate.window import Kind, Window, WindowFactor
 
 
@@ -44,10 +44,9 @@ def _windows(evaluation: Evaluation) -> str:
     rows = [("threshold", "effective window", "95 % interval", "in tokens", "95 % interval")]
     for window in evaluation.windows:
         label = threshold_label(window.threshold, window.kind)
-        is_default = window.kind == "absolute" and window.threshold == DEFAULT_THRESHOLD
         rows.append(
             (
-                f"{label} *" if is_default else label,
+                f"{label} *" if window == evaluation.default_window else label,
                 f"{window_label(window)} images",
                 f"{window.images_low:.0f} - {window.images_high:.0f}",
                 f"{'≥ ' if window.censored else ''}{window.tokens:.0f}",
