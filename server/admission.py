@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from server.conversation import Message, walk_images, walk_texts
-from server.errors import BadRequest, GatewayError, Reason
+from server.errors import BadRequestError, GatewayError, Reason
 from server.images import ImageError, ImageLimits, ImageSize, decode_data_url, read_header, verify_pixels
 from server.parameters import Parameters, check_names, read_parameters
 from server.prompt_counter import PromptCount, PromptCounter
@@ -26,16 +26,11 @@ class Admitted:
 class Admission:
     """Every check of a chat request; blocking, so called in a worker thread."""
 
-    def __init__(
-        self, settings: Settings, counter: PromptCounter, *, model: str, context_length: int
-    ) -> None:
+    def __init__(self, settings: Settings, counter: PromptCounter, *, context_length: int) -> None:
         self._settings = settings
         self._counter = counter
-        self._model = model
         self._context_length = context_length
-        self._image_limits = ImageLimits(
-            max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
-        )
+        self._image_limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
 
     def admit(self, body: bytes) -> Admitted:
         """Checks a body, cheapest first: names, shape, text, image headers, length, and the images' data last.
@@ -46,11 +41,11 @@ class Admission:
         raw = _split(body)
         check_names(set(raw))
         parameters = read_parameters(self._decode_parameters(raw), max_choices=self._settings.max_choices)
-        if parameters.model != self._model:
+        if parameters.model != self._settings.model:
             raise GatewayError(
                 404,
                 Reason.MODEL_NOT_FOUND,
-                f"The model {parameters.model[:128]!r} does not exist; this server has {self._model!r}.",
+                f"The model {parameters.model[:128]!r} does not exist; this server has {self._settings.model!r}.",
                 param="model",
             )
         messages = self._decode_messages(raw.get("messages"))
@@ -76,9 +71,9 @@ class Admission:
             try:
                 values[name] = msgspec.json.decode(value)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise BadRequest(Reason.INVALID_JSON, f"{name}: {_json_trouble(error)}", param=name) from None
+                raise BadRequestError(Reason.INVALID_JSON, f"{name}: {_json_trouble(error)}", param=name) from None
             if _deeper_than(values[name], self._settings.max_json_depth):
-                raise BadRequest(
+                raise BadRequestError(
                     Reason.INVALID_JSON,
                     f"{name}: nested more than {self._settings.max_json_depth} levels deep.",
                     param=name,
@@ -87,16 +82,14 @@ class Admission:
 
     def _decode_messages(self, raw: msgspec.Raw | None) -> list[Message]:
         if raw is None:
-            raise BadRequest(Reason.INVALID_REQUEST, "Parameter 'messages' is missing.", param="messages")
+            raise BadRequestError(Reason.INVALID_REQUEST, "Parameter 'messages' is missing.", param="messages")
         try:
             messages = msgspec.json.decode(raw, type=list[Message])
         except msgspec.ValidationError as error:
             message, path = _shape_trouble(error)
-            raise BadRequest(Reason.INVALID_REQUEST, message, param=path) from None
+            raise BadRequestError(Reason.INVALID_REQUEST, message, param=path) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadRequest(
-                Reason.INVALID_JSON, f"messages: {_json_trouble(error)}", param="messages"
-            ) from None
+            raise BadRequestError(Reason.INVALID_JSON, f"messages: {_json_trouble(error)}", param="messages") from None
         limits = self._settings
         num_parts = sum(len(message.parts()) for message in messages)
         num_characters = sum(len(text) for _, text in walk_texts(messages))
@@ -106,7 +99,7 @@ class Admission:
             ("characters of text", num_characters, 0, limits.max_text_characters),
         ):
             if not low <= value <= high:
-                raise BadRequest(
+                raise BadRequestError(
                     Reason.INVALID_REQUEST, f"{value} {name}, expected {low} to {high}.", param="messages"
                 )
         return messages
@@ -116,7 +109,7 @@ class Admission:
         urls = list(walk_images(messages))
         limits = self._settings
         if len(urls) > limits.max_images:
-            raise BadRequest(
+            raise BadRequestError(
                 Reason.TOO_MANY_IMAGES,
                 f"{len(urls)} images, expected at most {limits.max_images}.",
                 param=urls[limits.max_images][0],
@@ -156,14 +149,14 @@ class Admission:
         if excess <= 0:
             return
         if count.prompt_tokens + 1 <= limit:
-            raise BadRequest(
+            raise BadRequestError(
                 Reason.CONTEXT_LENGTH_EXCEEDED,
                 f"This model's maximum context length is {limit} tokens. The prompt takes {count.prompt_tokens} and "
                 f"{parameters.max_tokens_name} asks for {answer}: {excess} too many. "
                 f"Ask for at most {limit - count.prompt_tokens}.",
                 param=parameters.max_tokens_name,
             )
-        raise BadRequest(
+        raise BadRequestError(
             Reason.CONTEXT_LENGTH_EXCEEDED,
             f"This model's maximum context length is {limit} tokens. The prompt takes {count.prompt_tokens} tokens, "
             f"{count.total_image_tokens} of them for {len(paths)} images, and at least 1 must be left for the answer: "
@@ -176,9 +169,9 @@ def _split(body: bytes) -> dict[str, msgspec.Raw]:
     try:
         return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
-        raise BadRequest(Reason.INVALID_JSON, "The body must be a JSON object.") from None
+        raise BadRequestError(Reason.INVALID_JSON, "The body must be a JSON object.") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(Reason.INVALID_JSON, f"The body is not valid JSON: {_json_trouble(error)}") from None
+        raise BadRequestError(Reason.INVALID_JSON, f"The body is not valid JSON: {_json_trouble(error)}") from None
 
 
 def _json_trouble(error: Exception) -> str:
@@ -211,7 +204,7 @@ def _deeper_than(value: Any, depth: int) -> bool:
 def _raise_for_images(failures: list[tuple[str, str]], num_images: int) -> None:
     if failures:
         listed = "; ".join(f"{path}: {message}" for path, message in failures)
-        raise BadRequest(
+        raise BadRequestError(
             Reason.INVALID_IMAGE,
             f"{len(failures)} of {num_images} images cannot be used. {listed}.",
             param=failures[0][0],

@@ -14,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from server.checkpoint import CheckpointError
 
 
-class TemplateRefusal(ValueError):
+class TemplateRefusalError(ValueError):
     """The template itself refused the conversation (`raise_exception`); the message is the template's own."""
 
 
@@ -46,7 +46,7 @@ class ChatTemplate:
         """The prompt's text, with one placeholder for each image and the opening of the answer at its end.
 
         Raises:
-            TemplateRefusal: the template does not accept this conversation.
+            TemplateRefusalError: the template does not accept this conversation.
         """
         try:
             return self._template.render(
@@ -58,7 +58,7 @@ class ChatTemplate:
                 **variables,
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise TemplateRefusal(str(error)) from error
+            raise TemplateRefusalError(str(error)) from error
 
 
 class _Generation(jinja2.ext.Extension):
@@ -91,9 +91,7 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own filter escapes HTML, which would change the tokens.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -105,9 +103,7 @@ def _loops_over_content(tree: jinja2.nodes.Template) -> bool:
 
     Stricter than vLLM, which also follows content into macros: a template found here is found there too.
     """
-    in_macros = {
-        id(loop) for macro in tree.find_all(jinja2.nodes.Macro) for loop in macro.find_all(jinja2.nodes.For)
-    }
+    in_macros = {id(loop) for macro in tree.find_all(jinja2.nodes.Macro) for loop in macro.find_all(jinja2.nodes.For)}
     message_names = set(_loop_names(tree, lambda node: _is_name(node, "messages")))
     for loop in tree.find_all(jinja2.nodes.For):
         source = _unwrap(loop.iter)
@@ -126,13 +122,12 @@ def _loop_names(tree: jinja2.nodes.Template, matches: Callable[[jinja2.nodes.Nod
 
 def _unwrap(node: jinja2.nodes.Node) -> jinja2.nodes.Node:
     """The variable under filters, tests and slices: `messages[1:] | list` is about `messages`."""
-    while True:
-        if isinstance(node, jinja2.nodes.Filter | jinja2.nodes.Test) and node.node is not None:
-            node = node.node
-        elif isinstance(node, jinja2.nodes.Getitem) and isinstance(node.arg, jinja2.nodes.Slice):
-            node = node.node
-        else:
-            return node
+    inner: jinja2.nodes.Node | None = None
+    if isinstance(node, jinja2.nodes.Filter | jinja2.nodes.Test) or (
+        isinstance(node, jinja2.nodes.Getitem) and isinstance(node.arg, jinja2.nodes.Slice)
+    ):
+        inner = node.node
+    return node if inner is None else _unwrap(inner)
 
 
 def _is_name(node: jinja2.nodes.Node, name: str) -> bool:
@@ -143,7 +138,5 @@ def _is_field(node: jinja2.nodes.Node, name: str, key: str) -> bool:
     if isinstance(node, jinja2.nodes.Getattr):
         return node.attr == key and _is_name(node.node, name)
     if isinstance(node, jinja2.nodes.Getitem):
-        return (
-            isinstance(node.arg, jinja2.nodes.Const) and node.arg.value == key and _is_name(node.node, name)
-        )
+        return isinstance(node.arg, jinja2.nodes.Const) and node.arg.value == key and _is_name(node.node, name)
     return False

@@ -91,7 +91,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_image_rule(path: Path, config: dict[str, Any]) -> ImageRule:
-    """The sizes as transformers' `Qwen2VLImageProcessor.__init__` resolves them; vLLM takes the patch from config.json."""
+    """Sizes as transformers' `Qwen2VLImageProcessor.__init__` resolves them; the patch from config.json, as in vLLM."""
     source = path / "processor_config.json"
     processor = _read_json(source).get("image_processor") if source.exists() else None
     if processor is None:
@@ -117,9 +117,7 @@ def _read_chat_template(path: Path, tokenizer_config: dict[str, Any]) -> str:
     jinja, legacy = path / "chat_template.jinja", path / "chat_template.json"
     if jinja.exists():
         return jinja.read_text(encoding="utf-8")
-    template = (
-        _read_json(legacy).get("chat_template") if legacy.exists() else tokenizer_config.get("chat_template")
-    )
+    template = _read_json(legacy).get("chat_template") if legacy.exists() else tokenizer_config.get("chat_template")
     if not isinstance(template, str):
         raise CheckpointError(f"{path}: no chat template; expected chat_template.jinja")
     return template

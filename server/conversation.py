@@ -82,10 +82,7 @@ def template_messages(messages: list[Message], *, knows_developer: bool) -> list
     rendered = [_template_message(message) for message in messages]
     if any(message["role"] == "developer" for message in rendered) and not knows_developer:
         rendered = _merge_system(
-            [
-                message | {"role": "system"} if message["role"] == "developer" else message
-                for message in rendered
-            ]
+            [message | {"role": "system"} if message["role"] == "developer" else message for message in rendered]
         )
     return rendered
 
@@ -95,8 +92,7 @@ def _template_message(message: Message) -> dict[str, Any]:
     if message.role == "system":
         parts = list(_without_billing_header(parts))
     content = [
-        {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
-        for part in parts
+        {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"} for part in parts
     ]
     rendered: dict[str, Any] = {"role": message.role, "content": content}
     reasoning = message.reasoning if message.reasoning is not None else message.reasoning_content

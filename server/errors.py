@@ -1,8 +1,8 @@
 """Errors in the form that OpenAI's clients understand, each with one bounded reason.
 
 GatewayError            carries status, reason, message and the part of the request it is about
-├── BadRequest          400, a retry cannot help
-└── EngineUnavailable   503, with Retry-After
+├── BadRequestError          400, a retry cannot help
+└── EngineUnavailableError   503, with Retry-After
 """
 
 from enum import StrEnum
@@ -59,20 +59,20 @@ class GatewayError(Exception):
         return {"error": error}
 
     def headers(self) -> dict[str, str]:
-        """Says whether a retry can help: OpenAI's clients else repeat 408, 409, 429 and 5xx with the whole body."""
+        """Says whether a retry can help; without it OpenAI's clients repeat 408, 409, 429 and 5xx, whole body."""
         if self.retry_after_seconds is not None:
             return {"x-should-retry": "true", "retry-after": str(self.retry_after_seconds)}
-        return {"x-should-retry": "false"}
+        return {"x-should-retry": "false"} if self.status < 500 else {}
 
 
-class BadRequest(GatewayError):
+class BadRequestError(GatewayError):
     """400: the request itself is wrong."""
 
     def __init__(self, reason: Reason, message: str, *, param: str | None = None) -> None:
         super().__init__(400, reason, message, param=param)
 
 
-class EngineUnavailable(GatewayError):
+class EngineUnavailableError(GatewayError):
     """503: the engine does not answer now, and may soon."""
 
     def __init__(self, retry_after_seconds: int) -> None:

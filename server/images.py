@@ -75,9 +75,7 @@ def read_header(content: bytes, limits: ImageLimits) -> ImageSize:
     if size.pixels == 0:
         raise ImageError(f"{size.width}x{size.height} pixels, expected at least 1x1")
     if size.pixels > limits.max_pixels:
-        raise ImageError(
-            f"{size.width}x{size.height} = {size.pixels} pixels, expected at most {limits.max_pixels}"
-        )
+        raise ImageError(f"{size.width}x{size.height} = {size.pixels} pixels, expected at most {limits.max_pixels}")
     return size
 
 

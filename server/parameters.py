@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from server.errors import BadRequest, Reason
+from server.errors import BadRequestError, Reason
 
 T = TypeVar("T")
 
@@ -98,38 +98,38 @@ def check_names(names: set[str]) -> None:
     """Refuses every parameter that is not in `ALLOWED`.
 
     Raises:
-        BadRequest: names the parameter, and the reason or the nearest known name.
+        BadRequestError: names the parameter, and the reason or the nearest known name.
     """
     for name in sorted(names - ALLOWED):
         if name in REFUSED:
-            raise BadRequest(
+            raise BadRequestError(
                 Reason.UNSUPPORTED_PARAMETER,
                 f"Parameter {name!r} is not accepted: {REFUSED[name]}.",
                 param=name,
             )
         near = difflib.get_close_matches(name[:64], sorted(ALLOWED), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise BadRequest(Reason.UNKNOWN_PARAMETER, f"Unknown parameter {name[:64]!r}.{hint}", param=name[:64])
+        raise BadRequestError(Reason.UNKNOWN_PARAMETER, f"Unknown parameter {name[:64]!r}.{hint}", param=name[:64])
 
 
 def read_parameters(values: dict[str, Any], *, max_choices: int) -> Parameters:
     """Checks the parameters that decide cost and form of the answer; the engine checks the rest.
 
     Raises:
-        BadRequest: names the parameter, its value and what was expected.
+        BadRequestError: names the parameter, its value and what was expected.
     """
     model = _typed(values, "model", str)
     if model is None:
-        raise BadRequest(Reason.INVALID_REQUEST, "Parameter 'model' is missing.", param="model")
+        raise BadRequestError(Reason.INVALID_REQUEST, "Parameter 'model' is missing.", param="model")
     choices = _typed(values, "n", int) or 1
     if not 1 <= choices <= max_choices:
-        raise BadRequest(Reason.INVALID_REQUEST, f"n: {choices}, expected 1 to {max_choices}.", param="n")
+        raise BadRequestError(Reason.INVALID_REQUEST, f"n: {choices}, expected 1 to {max_choices}.", param="n")
     completion_tokens = _positive(values, "max_completion_tokens")
     max_tokens = _positive(values, "max_tokens")
     stream = _typed(values, "stream", bool) or False
     options = values.get("stream_options")
     if options is not None and not stream:
-        raise BadRequest(
+        raise BadRequestError(
             Reason.INVALID_REQUEST,
             "stream_options is allowed only when stream is true.",
             param="stream_options",
@@ -151,14 +151,14 @@ def _typed(values: dict[str, Any], name: str, kind: type[T]) -> T | None:
         return None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         shown = msgspec.json.encode(value).decode()[:64]
-        raise BadRequest(Reason.INVALID_REQUEST, f"{name}: {shown}, expected {kind.__name__}.", param=name)
+        raise BadRequestError(Reason.INVALID_REQUEST, f"{name}: {shown}, expected {kind.__name__}.", param=name)
     return value
 
 
 def _positive(values: dict[str, Any], name: str) -> int | None:
     value = _typed(values, name, int)
     if value is not None and value < 1:
-        raise BadRequest(Reason.INVALID_REQUEST, f"{name}: {value}, expected at least 1.", param=name)
+        raise BadRequestError(Reason.INVALID_REQUEST, f"{name}: {value}, expected at least 1.", param=name)
     return value
 
 
@@ -168,4 +168,4 @@ def _include_usage(options: Any) -> bool:
     try:
         return bool(msgspec.convert(options, StreamOptions).include_usage)
     except msgspec.ValidationError as error:
-        raise BadRequest(Reason.INVALID_REQUEST, f"stream_options: {error}", param="stream_options") from None
+        raise BadRequestError(Reason.INVALID_REQUEST, f"stream_options: {error}", param="stream_options") from None

@@ -5,10 +5,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from server.chat_template import ChatTemplate, TemplateRefusal
+from server.chat_template import ChatTemplate, TemplateRefusalError
 from server.checkpoint import Checkpoint, CheckpointError
 from server.conversation import Message, template_messages, walk_texts
-from server.errors import BadRequest, Reason
+from server.errors import BadRequestError, Reason
 from server.image_tokens import count_image_tokens
 from server.images import ImageSize
 
@@ -67,14 +67,14 @@ class PromptCounter:
         """Refuses the model's control tokens typed as text, which would forge images or turns.
 
         Raises:
-            BadRequest: names the path and the token.
+            BadRequestError: names the path and the token.
         """
         normalizer = self._tokenizer.normalizer
         for path, text in walk_texts(messages):
             normal = text if normalizer is None or text.isascii() else normalizer.normalize_str(text)
             for token in self._reserved:
                 if token in text or token in normal:
-                    raise BadRequest(
+                    raise BadRequestError(
                         Reason.RESERVED_TOKEN,
                         f"{path} contains {token!r}, which is reserved for the model's own control tokens.",
                         param=path,
@@ -89,13 +89,13 @@ class PromptCounter:
             variables: further variables of the chat template.
 
         Raises:
-            BadRequest: the chat template refuses the conversation, or does not show every image to the model.
+            BadRequestError: the chat template refuses the conversation, or does not show every image to the model.
         """
         rendered = template_messages(messages, knows_developer=self._template.knows_developer)
         try:
             text = self._template.render(rendered, **variables)
-        except TemplateRefusal as error:
-            raise BadRequest(
+        except TemplateRefusalError as error:
+            raise BadRequestError(
                 Reason.INVALID_REQUEST,
                 f"The model's chat template refuses these messages: {error}",
                 param="messages",
@@ -103,7 +103,7 @@ class PromptCounter:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         places = [place for place, token in enumerate(ids) if token == self._image_id]
         if len(places) != len(sizes):
-            raise BadRequest(
+            raise BadRequestError(
                 Reason.INVALID_REQUEST,
                 f"The model's chat template shows {len(places)} of {len(sizes)} images to the model; "
                 "move the images to messages of the user.",

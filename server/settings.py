@@ -11,9 +11,7 @@ MIB = 1024 * 1024
 class Settings(BaseSettings):
     """Read once at start-up from `LAID_*` variables and the command line; an unknown name or bad value raises."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="LAID_", frozen=True, extra="forbid", protected_namespaces=()
-    )
+    model_config = SettingsConfigDict(env_prefix="LAID_", frozen=True, extra="forbid", protected_namespaces=())
 
     checkpoint: Path
     """Folder of the served checkpoint: the source of tokenizer, chat template, image rule and effective window."""

@@ -1,0 +1,52 @@
+"""Gives every request an id, and counts and logs every response."""
+
+import time
+import uuid
+from collections.abc import Collection
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.logs import LOGGER
+from server.metrics import Metrics
+
+
+class Observe:
+    """Plain ASGI middleware: it neither buffers nor hides a disconnect."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str]) -> None:
+        """`routes` are the paths that metrics and logs may name; any other is "other"."""
+        self._app = app
+        self._metrics = metrics
+        self._routes = frozenset(routes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = time.perf_counter()
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            route = scope["path"] if scope["path"] in self._routes else "other"
+            self._metrics.count_response(route, status)
+            fields = {
+                "request_id": request_id,
+                "method": scope["method"] if scope["method"] in {"GET", "POST"} else "other",
+                "route": route,
+                "status": status,
+                "seconds": round(time.perf_counter() - started, 4),
+            }
+            LOGGER.info("response", extra={"fields": fields})

@@ -1,0 +1,166 @@
+"""Carries an admitted request to the engine and its answer back, streamed or whole."""
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import msgspec
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from server.admission import Admitted
+from server.disconnect import run_until_disconnect
+from server.errors import GatewayError, Reason
+from server.logs import LOGGER
+from server.metrics import Metrics
+from server.settings import Settings
+from server.upstream import Upstream, engine_failure, read_answer
+from server.usage import complete_usage
+
+EVENT_END = b"\n\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relay:
+    """What every exchange needs; built once in the app factory."""
+
+    settings: Settings
+    upstream: Upstream
+    metrics: Metrics
+
+
+class Exchange(Response):
+    """One admitted request; as a Starlette response it is sent after the handler returned it."""
+
+    def __init__(self, relay: Relay, admitted: Admitted, *, window_headers: dict[str, str], started: float) -> None:
+        """`started` is the `time.perf_counter()` of the request's last byte."""
+        super().__init__()
+        self._relay = relay
+        self._admitted = admitted
+        self._window_headers = window_headers
+        self._started = started
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves until the answer ends or the client leaves, which cancels the request in the engine.
+
+        Raises:
+            GatewayError: only while no byte of the response was sent.
+        """
+        has_begun = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        serve = self._stream if self._admitted.parameters.stream else self._answer
+        try:
+            with self._relay.metrics.requests_in_flight.track_inprogress():
+                await run_until_disconnect(receive, serve(send_noting, scope["state"]["request_id"]))
+        except GatewayError as error:
+            if not has_begun:
+                raise
+            self._relay.metrics.count_error(error.reason)
+        else:
+            self._relay.metrics.request_seconds.observe(time.perf_counter() - self._started)
+
+    async def _answer(self, send: Send, request_id: str) -> None:
+        async with self._relay.upstream.chat(self._admitted.body, request_id) as response:
+            answer = await read_answer(response, self._relay.settings)
+        if isinstance(usage := answer.get("usage"), dict):
+            self._take_usage(usage)
+        body = msgspec.json.encode(answer)
+        headers = self._window_headers | {"content-type": "application/json", "content-length": str(len(body))}
+        await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _stream(self, send: Send, request_id: str) -> None:
+        async with self._relay.upstream.chat(self._admitted.body, request_id) as response:
+            headers = self._window_headers | {
+                "content-type": "text/event-stream; charset=utf-8",
+                "cache-control": "no-cache",
+                "x-accel-buffering": "no",
+            }
+            await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
+            try:
+                await self._pump(response, send)
+            except httpx.TransportError:
+                lost = GatewayError(502, Reason.ENGINE_FAILED, "The connection to the engine was lost.")
+                await _send_chunk(send, self._error_event(lost))
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _pump(self, response: httpx.Response, send: Send) -> None:
+        """Passes on what the engine sends as it comes: whole events, as many as there are."""
+        first = True
+        async for events in _whole_events(response.aiter_raw()):
+            if first:
+                # The engine's first event comes with its first token.
+                self._relay.metrics.time_to_first_token_seconds.observe(time.perf_counter() - self._started)
+                first = False
+            passed = b"".join(self._pass(event) for event in events)
+            if passed:
+                await _send_chunk(send, passed)
+
+    def _pass(self, event: bytes) -> bytes:
+        """An event as the client gets it; nearly all are the engine's own bytes."""
+        # Quotes inside generated text are escaped, so that text never matches these.
+        if event.startswith(b'data: {"error"'):
+            return self._error_event(engine_failure(_event_json(event).get("error")))
+        if b'"usage":{' not in event:
+            return event
+        chunk = _event_json(event)
+        if not isinstance(usage := chunk.get("usage"), dict):
+            return event
+        is_last = not chunk.get("choices")
+        self._take_usage(usage, compare=is_last)
+        if is_last and not self._admitted.parameters.include_usage:
+            return b""
+        return _event(chunk)
+
+    def _take_usage(self, usage: dict[str, Any], *, compare: bool = True) -> None:
+        counted, engine = self._admitted.count.prompt_tokens, usage.get("prompt_tokens")
+        if compare and isinstance(engine, int):
+            self._relay.metrics.observe_usage(counted, engine)
+            if counted != engine:
+                LOGGER.warning(
+                    "count_difference",
+                    extra={"fields": {"counted": counted, "engine": engine}},
+                )
+        complete_usage(usage, self._admitted.count)
+
+    def _error_event(self, error: GatewayError) -> bytes:
+        self._relay.metrics.count_error(error.reason)
+        return _event(error.body())
+
+
+async def _whole_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """Regroups a byte stream into server-sent events, each with its end, as soon as they are complete."""
+    rest = b""
+    async for chunk in chunks:
+        *events, rest = (rest + chunk).split(EVENT_END)
+        if events:
+            yield [event + EVENT_END for event in events]
+    if rest.strip():
+        yield [rest + EVENT_END]
+
+
+def _event_json(event: bytes) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(event.removeprefix(b"data: "))
+    except msgspec.DecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(value) + EVENT_END
+
+
+async def _send_chunk(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
