@@ -38,7 +38,7 @@ def weights_entry(folder: Path) -> str:
 
 
 def check_not_mixed(folder: Path, stem: str) -> None:
-    """ValueError if the folder has weights named `stem`: an engine that reads all files would mix two models."""
+    """ValueError if the folder has weights named `stem`: engines that read all files would mix two models."""
     if found := sorted(folder.glob(f"{stem}*.safetensors")):
         raise ValueError(f"folder: {found[0]} holds another checkpoint's weights; choose another folder")
 
