@@ -5,7 +5,6 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any
 
 from distill.checkpoint import LAID_FILE, laid_record, read_laid, write_laid
 from distill.evaluate import report
@@ -23,9 +22,9 @@ A checkpoint folder is run here and the result is stored in its laid.json, where
 A URL is any server with the OpenAI chat completions protocol."""
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the verb to the command line."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    parser = subparsers.add_parser(
         "evaluate",
         help="measure a model's effective window",
         description=_DESCRIPTION,
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_questions(group: Any) -> None:
+def _add_questions(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--kind", choices=KINDS, default="open", help="(default: open)")
     group.add_argument(
         "--sizes",
@@ -81,7 +80,7 @@ def _add_questions(group: Any) -> None:
     group.add_argument("--seed", type=int, default=1, metavar="N", help="of items and bootstrap (default: 1)")
 
 
-def _add_results(group: Any) -> None:
+def _add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--thresholds",
         type=float,
@@ -108,7 +107,7 @@ def _add_results(group: Any) -> None:
     stored.add_argument("--write-to", type=Path, metavar="CHECKPOINT", help="store in this one's laid.json")
 
 
-def _add_server(group: Any) -> None:
+def _add_server(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", metavar="NAME", help="(default: the only one served)")
     group.add_argument("--api-key", metavar="KEY", help="(default: OPENAI_API_KEY of the environment)")
     group.add_argument("--concurrency", type=int, default=4, metavar="N", help="requests at a time (default: 4)")

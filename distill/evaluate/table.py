@@ -62,14 +62,16 @@ def _windows(evaluation: Evaluation) -> str:
 def _factors(factors: Sequence[WindowFactor]) -> str:
     rows = [("threshold", "window factor", "95 % interval")]
     for factor in factors:
-        rows.append(
-            (
-                threshold_label(factor.threshold, factor.kind),
-                f"{'≥ ' if factor.lower_bound else ''}{factor.factor:.2f}",
-                f"{factor.low:.2f} - {'no bound' if factor.high is None else f'{factor.high:.2f}'}",
-            )
-        )
-    return _align(rows)
+        label = threshold_label(factor.threshold, factor.kind)
+        if factor.factor is None or factor.low is None:
+            rows.append((label, "none", "-"))
+            continue
+        high = "no bound" if factor.high is None else f"{factor.high:.2f}"
+        bound = "≥ " if factor.lower_bound else ""
+        rows.append((label, f"{bound}{factor.factor:.2f}", f"{factor.low:.2f} - {high}"))
+    if all(factor.factor is not None for factor in factors):
+        return _align(rows)
+    return f"{_align(rows)}\nnone: the base's window is 0, or has no end at the sizes measured"
 
 
 def _align(rows: Sequence[tuple[str, ...]]) -> str:

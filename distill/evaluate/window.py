@@ -61,14 +61,17 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowFactor:
-    """How many times the window of a base model's a model's is, at one threshold."""
+    """The ratio of a model's window to a base model's, at one threshold, with its bootstrap interval.
+
+    All three numbers are None where the base's window is 0 or censored: there is no ratio then.
+    """
 
     threshold: float
     kind: Kind
-    factor: float
-    low: float
+    factor: float | None
+    low: float | None
     high: float | None
-    """None, no bound, where too many replicates of the base have no window at all."""
+    """Also None, no bound, where too many replicates of the base have no window at all."""
     lower_bound: bool
     """The model's window is censored: the factor is at least this."""
 
@@ -108,7 +111,7 @@ def window_factors(
     seed: int,
     num_replicates: int = NUM_REPLICATES,
 ) -> list[WindowFactor]:
-    """The ratio of two models' windows at each threshold at which the base's window is known and above 0."""
+    """The ratio of two models' windows at each threshold, both models' items resampled."""
     rng = np.random.default_rng(seed)
     replicates_BS = _resample(points, rng, num_replicates)
     base_replicates_BS = _resample(base_points, rng, num_replicates)
@@ -116,19 +119,20 @@ def window_factors(
     for threshold in thresholds:
         images, censored = _images(points, _measured(points), threshold)
         base_images, base_censored = _images(base_points, _measured(base_points), threshold)
-        if base_censored[0] or base_images[0] == 0:
-            continue
-        model_B, _ = _images(points, replicates_BS, threshold)
-        base_B, _ = _images(base_points, base_replicates_BS, threshold)
-        ratio_B = np.divide(model_B, base_B, out=np.full_like(model_B, np.inf), where=base_B > 0)
-        low, high = _interval(ratio_B)
+        factor = low = high = None
+        if base_images[0] > 0 and not base_censored[0]:
+            model_B, _ = _images(points, replicates_BS, threshold)
+            base_B, _ = _images(base_points, base_replicates_BS, threshold)
+            ratio_B = np.divide(model_B, base_B, out=np.full_like(model_B, np.inf), where=base_B > 0)
+            factor = float(images[0] / base_images[0])
+            low, high = _interval(ratio_B)
         factors.append(
             WindowFactor(
                 threshold=threshold.value,
                 kind=threshold.kind,
-                factor=float(images[0] / base_images[0]),
+                factor=factor,
                 low=low,
-                high=high if np.isfinite(high) else None,
+                high=None if high is None or np.isinf(high) else high,
                 lower_bound=bool(censored[0]),
             )
         )
@@ -174,7 +178,8 @@ def _measured(points: Sequence[CurvePoint]) -> Floats:
 def _resample(points: Sequence[CurvePoint], rng: np.random.Generator, num_replicates: int) -> Floats:
     """Accuracies of curves whose items were drawn anew, with replacement, within each size [B, S].
 
-    Of n outcomes drawn with replacement the number of right ones is binomial, so that number is drawn.
+    Of n outcomes drawn with replacement the number of right ones is binomial, so that number is drawn. Where every
+    outcome is right, or none, there is nothing to vary: the plain bootstrap gives such a size no spread.
     """
     check_curve(points)
     items_S = np.array([point.items for point in points])

@@ -12,6 +12,7 @@ from distill.evaluate.local import LocalRunner
 from distill.evaluate.measure import MAX_NEW_TOKENS
 from distill.evaluate.tasks import MiniatureTask
 from distill.miniature.items import Item
+from rope_gain import RopeGainConfig, attach, gain_modules, load_pretrained, save_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +75,24 @@ def test_the_checkpoints_sampling_defaults_do_not_count(
     sampling = {"do_sample": True, "temperature": 5.0, "top_k": 3, "top_p": 0.5, "repetition_penalty": 2.0}
     file.write_text(json.dumps(json.loads(file.read_text()) | sampling))
     assert answers(checkpoint, items) == plain_answers
+
+
+@pytest.mark.parametrize(("gain", "same"), [(0.0, True), (1.5, False)], ids=["gain of one", "large gain"])
+def test_the_gains_of_a_checkpoint_are_at_work(
+    random_checkpoint: Path,
+    items: Sequence[Item],
+    plain_answers: list[tuple[str, int]],
+    tmp_path: Path,
+    gain: float,
+    same: bool,
+) -> None:
+    ignored = shutil.ignore_patterns("*.safetensors", "config.json")
+    checkpoint = Path(shutil.copytree(random_checkpoint, tmp_path / "gained", ignore=ignored))
+    model = load_pretrained(random_checkpoint)
+    attach(model, RopeGainConfig())
+    with torch.no_grad():
+        for module in gain_modules(model).values():
+            for parameter in module.parameters():
+                parameter.fill_(gain)
+    save_pretrained(model, checkpoint)
+    assert (answers(checkpoint, items) == plain_answers) is same

@@ -54,11 +54,14 @@ def test_factors_come_last() -> None:
     factors = [
         WindowFactor(threshold=0.6, kind="absolute", factor=3.254, low=2.5, high=4.0, lower_bound=False),
         WindowFactor(threshold=0.7, kind="absolute", factor=3.4, low=2.5, high=None, lower_bound=True),
+        WindowFactor(threshold=0.85, kind="relative", factor=None, low=None, high=None, lower_bound=False),
     ]
     assert format_table(EVALUATION, factors).endswith(
         "\n\n"
-        "threshold  window factor    95 % interval\n"
-        "─────────────────────────────────────────\n"
-        "     60 %           3.25      2.50 - 4.00\n"
-        "     70 %         ≥ 3.40  2.50 - no bound"
+        "  threshold  window factor    95 % interval\n"
+        "───────────────────────────────────────────\n"
+        "       60 %           3.25      2.50 - 4.00\n"
+        "       70 %         ≥ 3.40  2.50 - no bound\n"
+        "85 % of own           none                -\n"
+        "none: the base's window is 0, or has no end at the sizes measured"
     )

@@ -206,6 +206,7 @@ def test_window_factor_by_hand() -> None:
     student = curve((1, 1, 1, 0.9, 0.7, 0.5, 0.3), items=400)
     [factor] = window_factors(student, base, [absolute(0.6)], seed=0)
     assert factor.factor == pytest.approx(75 / 15)
+    assert factor.low is not None
     assert factor.high is not None
     assert factor.low < 5 < factor.high
     assert not factor.lower_bound
@@ -216,6 +217,7 @@ def test_a_model_against_itself_has_factor_one() -> None:
     points = curve((1, 1, 0.8, 0.4, 0.2, 0.1, 0.1))
     [factor] = window_factors(points, points, [absolute(0.6)], seed=0)
     assert factor.factor == 1
+    assert factor.low is not None
     assert factor.high is not None
     assert factor.low < 1 < factor.high
 
@@ -228,11 +230,14 @@ def test_a_censored_students_factor_is_a_lower_bound() -> None:
 
 def test_a_base_whose_window_is_unknown_or_missing_gives_no_factor() -> None:
     student = curve((0.9,) * 7)
-    assert window_factors(student, curve((0.9,) * 7), [absolute(0.6)], seed=0) == []
-    assert window_factors(student, curve((0.1,) * 7), [absolute(0.6)], seed=0) == []
+    for share in (0.9, 0.1):
+        [factor] = window_factors(student, curve((share,) * 7), [absolute(0.6)], seed=0)
+        assert (factor.factor, factor.low, factor.high) == (None, None, None)
 
 
 def test_a_base_that_hardly_has_a_window_gives_a_factor_without_bound() -> None:
     [factor] = window_factors(curve((0.9,) * 7), curve((0.61,) + (0.2,) * 6), [absolute(0.6)], seed=0)
     assert factor.high is None
+    assert factor.factor is not None
+    assert factor.low is not None
     assert 0 < factor.low < factor.factor
