@@ -1,18 +1,17 @@
 """The `laid-serve` command."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
-from pydantic import ValidationError
 
-from server.checkpoint import CheckpointError
 from server.engine import EngineError
 from server.logs import configure_logs
 from server.serve import EngineOptions, serve
-from server.settings import Settings
+from server.settings import Settings, check_environment
 
 DESCRIPTION = """\
 Serves a checkpoint, LAid or stock, behind an OpenAI-compatible API: starts vLLM on loopback, waits until it
@@ -50,13 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EngineError as error:
         print(f"laid-serve: {error}", file=sys.stderr)
         return 1
-    except (CheckpointError, ValidationError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"laid-serve: {error}", file=sys.stderr)
         return 2
 
 
 def _settings(options: argparse.Namespace) -> Settings:
     """The command line's values over the environment's."""
+    check_environment(os.environ)
     names = ("checkpoint", "host", "port", "model", "upstream")
     return Settings(**{name: value for name in names if (value := getattr(options, name)) is not None})
 

@@ -1,17 +1,20 @@
 """The gateway's settings: every limit is on by default."""
 
+import difflib
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field, HttpUrl
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
+PREFIX = "LAID_"
 
 
 class Settings(BaseSettings):
-    """Read once at start-up from `LAID_*` variables and the command line; an unknown name or bad value raises."""
+    """Read once at start-up from `LAID_*` variables and the command line; a bad value raises."""
 
-    model_config = SettingsConfigDict(env_prefix="LAID_", frozen=True, extra="forbid", protected_namespaces=())
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", protected_namespaces=())
 
     checkpoint: Path
     """Folder of the served checkpoint: the source of tokenizer, chat template, image rule and effective window."""
@@ -54,3 +57,16 @@ class Settings(BaseSettings):
     """What a client is told when the engine does not answer."""
     admission_threads: int = Field(default=2, ge=1)
     """Threads that parse bodies, decode images and count tokens."""
+
+
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Refuses a `LAID_*` variable that is no setting, which would else be ignored in silence.
+
+    Raises:
+        ValueError: names the variable and the nearest setting.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for name in sorted(environment):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), sorted(known), n=1)
+            raise ValueError(f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else ""))

@@ -1,0 +1,34 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from server.settings import Settings, check_environment
+
+
+def test_environment_sets_a_limit_and_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAID_MAX_IMAGES", "7")
+    monkeypatch.setenv("LAID_PORT", "9000")
+
+    settings = Settings(checkpoint=Path("runs/student"), port=9001)
+
+    assert (settings.max_images, settings.port, settings.model) == (7, 9001, "student")
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings(checkpoint=Path()).max_images = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"max_images": -1}, {"max_image_pixels": 10**9}, {"port": 0}, {"upstream": "ftp://x"}, {"max_imagse": 1}]
+)
+def test_bad_values_and_unknown_names_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(bad))):
+        Settings(checkpoint=Path(), **bad)  # type: ignore[arg-type]
+
+
+def test_an_unknown_variable_names_the_nearest_setting() -> None:
+    check_environment({"LAID_MAX_IMAGES": "1", "PATH": ""})
+    with pytest.raises(ValueError, match="LAID_MAX_IMAGE_PIXEL: no such setting; did you mean LAID_MAX_IMAGE_PIXELS"):
+        check_environment({"LAID_MAX_IMAGE_PIXEL": "1"})
