@@ -1,7 +1,7 @@
 """Reads one YAML file into frozen dataclasses, strictly, and says in which line it went wrong.
 
-A schema is a keyword-only dataclass whose fields are int, float, str, bool, a Literal, a tuple of one of these, a
-mapping from str, another schema, or any of them or None.
+A schema is a keyword-only dataclass whose fields are int, float, str, bool, a Literal, a tuple of one of these,
+another schema, or any of them or None.
 """
 
 import dataclasses
@@ -80,11 +80,6 @@ def _build(kind: Any, node: yaml.Node, key: str) -> Any:
         if not isinstance(node, yaml.SequenceNode):
             raise _wrong(node, key, "a list")
         return tuple(_build(arguments[0], child, f"{key}[{index}]") for index, child in enumerate(node.value))
-    if origin is dict:
-        return {
-            name.value: _build(arguments[1], child, f"{key}.{name.value}")
-            for name, child in _items(node, key)
-        }
     if not isinstance(node, yaml.ScalarNode):
         raise _wrong(node, key, "a single value")
     if origin is Literal:
@@ -121,10 +116,9 @@ def _build_dataclass(schema: type, node: yaml.Node, key: str) -> Any:
         if name.value in values:
             raise ValueError(f"{_place(name)}: {path}: given twice")
         values[name.value] = _build(hints[name.value], child, path)
-    for name, field in fields.items():
-        is_required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if is_required and name not in values:
-            raise ValueError(f"{_place(node)}: {f'{key}.{name}'.lstrip('.')}: missing, expected a value")
+    for field in fields.values():
+        if field.default is dataclasses.MISSING and field.name not in values:
+            raise ValueError(f"{_place(node)}: {f'{key}.{field.name}'.lstrip('.')}: missing, expected a value")
     try:
         return schema(**values)
     except ValueError as error:
@@ -134,7 +128,8 @@ def _build_dataclass(schema: type, node: yaml.Node, key: str) -> Any:
 def _items(node: yaml.Node, key: str) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
     if not isinstance(node, yaml.MappingNode):
         raise _wrong(node, key, "a block of keys and values")
-    return node.value
+    items: list[tuple[yaml.ScalarNode, yaml.Node]] = node.value
+    return items
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -143,8 +138,8 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def _wrong(node: yaml.Node, key: str, expectation: str) -> ValueError:
-    value = node.value if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
-    return ValueError(f"{_place(node)}: {key}: {value!r}, expected {expectation}")
+    value = repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list or block"
+    return ValueError(f"{_place(node)}: {key}: {value}, expected {expectation}")
 
 
 def _place(node: yaml.Node) -> str:

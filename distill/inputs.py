@@ -12,9 +12,7 @@ def check_same_inputs(student: Batch, teacher: Batch) -> None:
         ValueError: token ids, numbers of images, grids or M-RoPE positions differ; the message names the sample.
     """
     if len(student.images) != len(teacher.images):
-        raise ValueError(
-            f"inputs: {len(student.images)} images for the student, {len(teacher.images)} for the teacher"
-        )
+        raise ValueError(f"inputs: {len(student.images)} images for the student, {len(teacher.images)} for the teacher")
     for index, (ours, theirs) in enumerate(zip(student.images, teacher.images, strict=True)):
         if not torch.equal(ours.grid_3, theirs.grid_3):
             raise ValueError(
@@ -39,9 +37,7 @@ def check_same_inputs(student: Batch, teacher: Batch) -> None:
             )
     if not torch.equal(student.position_ids_3BT, teacher.position_ids_3BT):
         differs_B = (student.position_ids_3BT != teacher.position_ids_3BT).any(dim=2).any(dim=0)
-        raise ValueError(
-            f"inputs: {student.names[int(differs_B.int().argmax())]}: the M-RoPE positions differ"
-        )
+        raise ValueError(f"inputs: {student.names[int(differs_B.int().argmax())]}: the M-RoPE positions differ")
 
 
 def _first_difference(ours: list[int], theirs: list[int]) -> str:

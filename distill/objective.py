@@ -65,9 +65,7 @@ class Objective(nn.Module):
             self._matched = _resolved(config.matching, "matching", student, teacher)
             _check_head_counts(config.matching, student, teacher)
             if config.matching.mixing == "softmax":
-                self.map_mixing.extend(
-                    SoftmaxMixing(student.num_heads, teacher.num_heads) for _ in self._matched
-                )
+                self.map_mixing.extend(SoftmaxMixing(student.num_heads, teacher.num_heads) for _ in self._matched)
 
     @property
     def student_layers(self) -> frozenset[int]:
@@ -84,7 +82,7 @@ class Objective(nn.Module):
         config = self.config
         weighted: dict[str, tuple[float, Tensor]] = {}
         if config.lambda_sft > 0:
-            weighted["sft"] = config.lambda_sft, answer_cross_entropy(student.logits_NV, batch.answer_ids_N)
+            weighted["sft"] = config.lambda_sft, answer_cross_entropy(student.logits_NV, batch.answer_ids)
         if teacher is not None and config.lambda_kl > 0:
             kl = logit_distillation(
                 student.logits_NV,
@@ -115,17 +113,13 @@ class Objective(nn.Module):
                 weights_q_SH=query_mixing(),
                 weights_k_SH=key_mixing(),
             )
-            for pair, query_mixing, key_mixing in zip(
-                self._aligned, self.query_mixing, self.key_mixing, strict=True
-            )
+            for pair, query_mixing, key_mixing in zip(self._aligned, self.query_mixing, self.key_mixing, strict=True)
         ]
         return torch.stack(values).mean()
 
     def _matching(self, student: Signals, teacher: Signals, batch: Batch, progress: float) -> Tensor:
         config = self.config.matching
-        tilt = Tilt(
-            kind=config.distance, reference_distance=config.reference_distance, gamma=self.gamma(progress)
-        )
+        tilt = Tilt(kind=config.distance, reference_distance=config.reference_distance, gamma=self.gamma(progress))
         mixings = [mixing() for mixing in self.map_mixing] or [None] * len(self._matched)
         values = [
             attention_matching(

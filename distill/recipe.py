@@ -212,8 +212,6 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.loss.needs_teacher and self.teacher is None:
-            raise ValueError(
-                "teacher: missing, expected a model: loss.lambda_laid or loss.lambda_kl is above 0"
-            )
+            raise ValueError("teacher: missing, expected a model: loss.lambda_laid or loss.lambda_kl is above 0")
         if not self.loss.needs_teacher and self.teacher is not None:
             raise ValueError("teacher: given, expected none: no term of the loss looks at it")

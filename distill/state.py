@@ -36,9 +36,7 @@ def load_state(path: Path, *, recipe: Recipe, modules: dict[str, nn.Module]) -> 
     state = torch.load(path, weights_only=True)
     differing = _differences(state["recipe"], _plain(recipe), "")
     if differing:
-        raise ValueError(
-            f"{path}: saved under another recipe, expected the same to resume: {'; '.join(differing)}"
-        )
+        raise ValueError(f"{path}: saved under another recipe, expected the same to resume: {'; '.join(differing)}")
     for name, module in modules.items():
         parameters = dict(module.named_parameters())
         for key, value in state["modules"][name].items():

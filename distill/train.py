@@ -33,9 +33,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", type=Path, help="YAML file; see distill/recipes/")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
     parser.add_argument("--resume", action="store_true", help="go on from the saved state, if there is one")
     parser.set_defaults(run=run)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
@@ -86,7 +87,7 @@ class Trainer:
         if not losses.total.isfinite():
             raise ValueError(f"step {self.step}: the loss is {losses.total.item()}; terms: {losses.terms}")
         self._optimizer.zero_grad()
-        losses.total.backward()
+        torch.autograd.backward(losses.total)
         trained = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         grad_norm = clip_grad_norm_(trained, self._recipe.train.max_grad_norm)
         self._optimizer.step()

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,8 +34,8 @@ class Batch:
     """In the order of their placeholders, sample by sample."""
 
     @property
-    def answer_ids_N(self) -> Tensor:
-        """The tokens that the answer rows should predict."""
+    def answer_ids(self) -> Tensor:
+        """The tokens that the answer rows should predict, [N]."""
         return self.input_ids_BT.roll(-1, dims=1)[self.answer_BT]
 
     @property
@@ -54,9 +55,6 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on this device; images stay where they are until a tower needs them."""
-        moved = {
-            field.name: value.to(device)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **moved)

@@ -61,13 +61,9 @@ class Collator:
         images_after_BT = types_BT.flip(1).cumsum(dim=1).flip(1)
         return Batch(
             names=tuple(each.name for each in encoded),
-            input_ids_BT=_padded(
-                [each.input_ids_T for each in encoded], self._processor.tokenizer.pad_token_id
-            ),
+            input_ids_BT=_padded([each.input_ids_T for each in encoded], self._processor.tokenizer.pad_token_id),
             is_token_BT=is_token_BT,
-            position_ids_3BT=_padded([self._position_ids(each).T for each in encoded])
-            .permute(2, 0, 1)
-            .contiguous(),
+            position_ids_3BT=_padded([self._position_ids(each).T for each in encoded]).permute(2, 0, 1).contiguous(),
             images_before_BT=begins_BT.cumsum(dim=1),
             question_BT=is_token_BT & (images_after_BT == 0),
             # The row before a token predicts it.
@@ -79,9 +75,7 @@ class Collator:
     def encode(self, sample: Sample) -> EncodedSample:
         """Tokens of the prompt, the answer and the token that ends the turn."""
         images = self._make_patches(sample.images)
-        prompt = self._processor.apply_chat_template(
-            list(sample.messages), tokenize=False, add_generation_prompt=True
-        )
+        prompt = self._processor.apply_chat_template(list(sample.messages), tokenize=False, add_generation_prompt=True)
         num_placeholders = prompt.count(self._processor.image_token)
         if num_placeholders != len(images):
             raise ValueError(f"{sample.name}: {num_placeholders} image placeholders for {len(images)} images")

@@ -84,9 +84,7 @@ class JsonlSource:
                 raise ValueError("expected the last message to be the assistant's, with text as its content")
             parsed = tuple(self._message(message) for message in messages)
         except (KeyError, TypeError) as error:
-            raise ValueError(
-                f'{name}: expected {{"messages": [...]}} in the OpenAI form ({error!r})'
-            ) from error
+            raise ValueError(f'{name}: expected {{"messages": [...]}} in the OpenAI form ({error!r})') from error
         except (ValueError, OSError) as error:
             raise ValueError(f"{name}: {error}") from error
         return Sample(messages=parsed, answer=last["content"], name=name)

@@ -1,6 +1,7 @@
 """Training haystacks of the miniature world, drawn from a fixed collection of images."""
 
 import random
+from functools import lru_cache
 
 from PIL import Image
 
@@ -17,13 +18,12 @@ class MiniatureSource:
     computed once per drawing. Evaluation items are drawn afresh and from other seeds: none is met in training.
     """
 
-    def __init__(
-        self, config: DataConfig, miniature: MiniatureData, *, seed: int, count_tokens: CountTokens
-    ) -> None:
+    def __init__(self, config: DataConfig, miniature: MiniatureData, *, seed: int, count_tokens: CountTokens) -> None:
         self._config = config
         self._miniature = miniature
         self._seed = seed
         self._count_tokens = count_tokens
+        self._draw = lru_cache(maxsize=None)(self._drawing)
 
     def samples(self, step: int) -> list[Sample]:
         """The samples of this step; the same arguments always give the same samples."""
@@ -44,7 +44,7 @@ class MiniatureSource:
         return Sample(messages=({"role": "user", "content": content},), answer=haystack.answer, name=name)
 
     def _rendering(self, rng: random.Random, names: tuple[str, ...]) -> Image.Image:
-        pair = tuple(sorted(names))
-        return draw_image(
-            pair, random.Random(f"{self._seed}/{pair}/{rng.randrange(self._miniature.renderings)}")
-        )
+        return self._draw(tuple(sorted(names)), rng.randrange(self._miniature.renderings))
+
+    def _drawing(self, pair: tuple[str, ...], rendering: int) -> Image.Image:
+        return draw_image(pair, random.Random(f"{self._seed}/{pair}/{rendering}"))

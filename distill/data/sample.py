@@ -20,9 +20,7 @@ class Sample:
     @property
     def images(self) -> list[Image.Image]:
         """The images of all messages, in order."""
-        contents = [
-            message["content"] for message in self.messages if not isinstance(message["content"], str)
-        ]
+        contents = [message["content"] for message in self.messages if not isinstance(message["content"], str)]
         return [part["image"] for content in contents for part in content if part["type"] == "image"]
 
 

@@ -4,9 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def logit_distillation(
-    student_NV: Tensor, teacher_NV: Tensor, *, temperature: float, vocabulary_size: int
-) -> Tensor:
+def logit_distillation(student_NV: Tensor, teacher_NV: Tensor, *, temperature: float, vocabulary_size: int) -> Tensor:
     """KL(teacher ‖ student) at a temperature, times its square (Hinton et al., arXiv 1503.02531), mean over rows.
 
     Models of one family pad their embeddings to different sizes: both are cut to the tokenizer's true size. Padding

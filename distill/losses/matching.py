@@ -25,9 +25,10 @@ class Tilt:
     reference_distance: float
     gamma: float
 
-    def bias(self, places: Places, index_BR: Tensor) -> Tensor:
+    def bias(self, places: Places, index_BR: Tensor, dtype: torch.dtype) -> Tensor:
         """γ·log(1 + Δ/Δ0), [B, R, T]."""
-        return self.gamma * torch.log1p(places.distance(self.kind, index_BR) / self.reference_distance)
+        distance_BRT = places.distance(self.kind, index_BR).to(dtype)
+        return self.gamma * torch.log1p(distance_BRT / self.reference_distance)
 
 
 def attention_matching(
@@ -73,7 +74,8 @@ def _chunk_kl(
     """Sum of the KL over the valid rows of one chunk and all student heads."""
     num_keys = student.k_BKTD.shape[2]
     future_BRT = torch.arange(num_keys, device=rows.index_BR.device) > rows.index_BR[:, :, None]
-    bias_BRT = tilt.bias(places, rows.index_BR).masked_fill(future_BRT, -torch.inf)
+    dtype = torch.promote_types(student.q_BHTD.dtype, torch.float32)
+    bias_BRT = tilt.bias(places, rows.index_BR, dtype).masked_fill(future_BRT, -torch.inf)
     log_s_BSRT = _logits(student, rows, bias_BRT).log_softmax(dim=-1)
     log_t_BHRT = _logits(teacher, rows, bias_BRT).log_softmax(dim=-1)
     future_B1RT = future_BRT[:, None]
@@ -89,10 +91,10 @@ def _chunk_kl(
 
 
 def _logits(layer: QueryKey, rows: Rows, bias_BRT: Tensor) -> Tensor:
-    """Scaled dot products of the rows with every key plus the bias, [B, H, R, T], in float32 or wider."""
-    dtype = torch.promote_types(layer.q_BHTD.dtype, torch.float32)
-    q_BHRD = rows.gather(layer.q_BHTD).to(dtype)
-    k_BKTD = layer.k_BKTD.to(dtype)
-    q_BKGRD = q_BHRD.unflatten(1, (k_BKTD.shape[1], -1))
+    """Scaled dot products of the rows with every key plus the bias, [B, H, R, T], in the bias's dtype."""
+    q_BHRD = rows.gather(layer.q_BHTD).to(bias_BRT.dtype)
+    k_BKTD = layer.k_BKTD.to(bias_BRT.dtype)
+    # Query heads of one key-value head are neighbours.
+    q_BKGRD = q_BHRD.reshape(len(q_BHRD), k_BKTD.shape[1], -1, *q_BHRD.shape[2:])
     logits_BKGRT = torch.einsum("bkgrd,bktd->bkgrt", q_BKGRD, k_BKTD) * layer.scale
-    return logits_BKGRT.flatten(1, 2) + bias_BRT[:, None].to(dtype)
+    return logits_BKGRT.flatten(1, 2) + bias_BRT[:, None]

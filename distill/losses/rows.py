@@ -21,7 +21,7 @@ class Rows:
     def chunks(self, size: int) -> Iterator["Rows"]:
         """The same rows, at most `size` of each sample at a time."""
         for index_BR, valid_BR in zip(
-            self.index_BR.split(size, dim=1), self.valid_BR.split(size, dim=1), strict=True
+            torch.split(self.index_BR, size, dim=1), torch.split(self.valid_BR, size, dim=1), strict=True
         ):
             yield Rows(index_BR=index_BR, valid_BR=valid_BR)
 
@@ -51,16 +51,16 @@ class Places:
     """Number of images that began at or before the token."""
 
     def distance(self, kind: DistanceKind, index_BR: Tensor) -> Tensor:
-        """Distance of every key from each row, float32 [B, R, T]; of use only where the key is not after the row.
+        """Distance of every key from each row, whole numbers [B, R, T]; of use only where the key is not after the row.
 
         `token`: difference of token indices; `position`: difference of M-RoPE positions, the largest of the axes;
         `image`: number of images that lie between (0 within one image, and from the text to the last image).
         """
         if kind == "token":
             keys_T = torch.arange(self.images_before_BT.shape[1], device=index_BR.device)
-            return (index_BR[:, :, None] - keys_T).abs().float()
+            return (index_BR[:, :, None] - keys_T).abs()
         if kind == "image":
             rows_BR = self.images_before_BT.gather(1, index_BR)
-            return (rows_BR[:, :, None] - self.images_before_BT[:, None, :]).abs().float()
+            return (rows_BR[:, :, None] - self.images_before_BT[:, None, :]).abs()
         rows_3BR = self.position_ids_3BT.gather(2, index_BR.expand(3, -1, -1))
-        return (rows_3BR[..., None] - self.position_ids_3BT[:, :, None, :]).abs().amax(dim=0).float()
+        return (rows_3BR[..., None] - self.position_ids_3BT[:, :, None, :]).abs().amax(dim=0)

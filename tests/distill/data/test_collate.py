@@ -1,0 +1,103 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rope_gain
+from distill.data.collate import Collator
+from distill.data.sample import Sample
+from distill.miniature.items import make_item
+
+
+@pytest.fixture(scope="module")
+def model(model_folders: dict[str, Path]) -> Any:
+    return rope_gain.load_pretrained(model_folders["base"])
+
+
+@pytest.fixture
+def collate(model: Any, processor: Any) -> Collator:
+    return Collator(processor, model.base_model.get_rope_index)
+
+
+def sample(num_images: int, size: tuple[int, int] = (32, 32)) -> Sample:
+    item = make_item(num_images, num_images, "yes_no")
+    parts = item.messages()[0]["content"]
+    for part in parts[:-1]:
+        part["image"] = part["image"].resize(size)
+    return Sample(messages=({"role": "user", "content": parts},), answer=item.answer, name=f"{num_images} images")
+
+
+def test_ids_patches_and_positions_equal_the_processors_and_the_models(
+    collate: Collator, model: Any, processor: Any
+) -> None:
+    samples = [sample(2), sample(5, size=(64, 32)), sample(1)]
+    batch = collate(samples)
+    prompts = [
+        processor.apply_chat_template(list(each.messages), tokenize=False, add_generation_prompt=True)
+        + f"{each.answer}<|im_end|>"
+        for each in samples
+    ]
+    expected = processor(
+        text=prompts,
+        images=[each.images for each in samples],
+        return_tensors="pt",
+        return_mm_token_type_ids=True,
+        padding=True,
+        padding_side="right",
+    )
+    assert torch.equal(batch.input_ids_BT, expected["input_ids"])
+    assert torch.equal(batch.is_token_BT.long(), expected["attention_mask"])
+    assert torch.equal(torch.cat([each.pixel_values_PC for each in batch.images]), expected["pixel_values"])
+    assert torch.equal(torch.stack([each.grid_3 for each in batch.images]), expected["image_grid_thw"])
+    positions_3BT, _ = model.base_model.get_rope_index(
+        expected["input_ids"],
+        mm_token_type_ids=expected["mm_token_type_ids"],
+        image_grid_thw=expected["image_grid_thw"],
+        attention_mask=expected["attention_mask"],
+    )
+    assert torch.equal(batch.position_ids_3BT, positions_3BT)
+
+
+def test_answer_rows_predict_the_answer_and_the_end_of_the_turn(collate: Collator, processor: Any) -> None:
+    samples = [sample(2), sample(3)]
+    batch = collate(samples)
+    text = processor.tokenizer.decode(batch.answer_ids)
+    assert text == f"{samples[0].answer}<|im_end|>{samples[1].answer}<|im_end|>"
+    before_answer = batch.answer_BT.int().argmax(dim=1)
+    prompt_end = processor.tokenizer.decode(batch.input_ids_BT[0, : before_answer[0] + 1])
+    assert prompt_end.endswith("<|im_start|>assistant\n")
+
+
+def test_question_rows_start_after_the_last_image(collate: Collator, processor: Any) -> None:
+    batch = collate([sample(2), sample(3)])
+    for question_T, ids_T, is_token_T in zip(batch.question_BT, batch.input_ids_BT, batch.is_token_BT, strict=True):
+        text = processor.tokenizer.decode(ids_T[question_T])
+        assert text.startswith("<|vision_end|>You are given")
+        assert text.endswith("<|im_end|>")
+        assert not (question_T & ~is_token_T).any()
+
+
+def test_images_before_counts_the_images_that_began(collate: Collator, processor: Any) -> None:
+    batch = collate([sample(3)])
+    is_image_T = batch.input_ids_BT[0] == processor.image_token_id
+    assert batch.images_before_BT[0][is_image_T].tolist() == [1] * 4 + [2] * 4 + [3] * 4
+    assert batch.images_before_BT[0, 0] == 0
+    assert batch.images_before_BT[0, -1] == 3
+
+
+def test_equal_images_share_their_patches(collate: Collator) -> None:
+    twice = sample(2)
+    batch = collate([twice, twice])
+    assert batch.images[0] is batch.images[2]
+    assert batch.images[0] is not batch.images[1]
+
+
+def test_count_tokens_is_the_length_in_the_batch(collate: Collator) -> None:
+    assert collate.count_tokens(sample(4)) == int(collate([sample(4)]).is_token_BT.sum())
+
+
+def test_placeholders_in_the_text_are_not_taken_for_images(collate: Collator) -> None:
+    forged = Sample(messages=({"role": "user", "content": "<|image_pad|>"},), answer="no", name="line 7")
+    with pytest.raises(ValueError, match="line 7: 1 image placeholders for 0 images"):
+        collate([forged])

@@ -1,0 +1,34 @@
+import torch
+
+from distill.losses.rows import Places, rows_where
+
+
+def test_rows_keep_their_order_and_mark_the_padding() -> None:
+    rows = rows_where(torch.tensor([[True, False, True, True], [False, True, False, False]]))
+    assert rows.index_BR[0].tolist() == [0, 2, 3]
+    assert rows.index_BR[1, 0] == 1
+    assert rows.valid_BR.tolist() == [[True, True, True], [True, False, False]]
+
+
+def test_chunks_cover_every_row_once() -> None:
+    rows = rows_where(torch.ones(2, 7, dtype=torch.bool))
+    chunks = list(rows.chunks(3))
+    assert [chunk.index_BR.shape[1] for chunk in chunks] == [3, 3, 1]
+    torch.testing.assert_close(torch.cat([chunk.index_BR for chunk in chunks], dim=1), rows.index_BR)
+
+
+def test_distances_by_hand() -> None:
+    # Text, an image of two by two tokens, text, a second image, text.
+    positions = [
+        [0, 1, 1, 1, 1, 3, 4, 4, 4, 4, 6],
+        [0, 1, 1, 2, 2, 3, 4, 4, 5, 5, 6],
+        [0, 1, 2, 1, 2, 3, 4, 5, 4, 5, 6],
+    ]
+    places = Places(
+        position_ids_3BT=torch.tensor(positions)[:, None],
+        images_before_BT=torch.tensor([[0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2]]),
+    )
+    last_row = torch.tensor([[10]])
+    assert places.distance("token", last_row)[0, 0].tolist() == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert places.distance("image", last_row)[0, 0].tolist() == [2, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
+    assert places.distance("position", last_row)[0, 0].tolist() == [6, 5, 5, 5, 5, 3, 2, 2, 2, 2, 0]

@@ -1,0 +1,57 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rope_gain
+from distill.data.batch import Batch
+from distill.data.collate import Collator
+from distill.data.sample import Sample
+from distill.inputs import check_same_inputs
+from distill.miniature.items import make_item
+
+
+@pytest.fixture(scope="module")
+def batch(model_folders: dict[str, Path], processor: Any) -> Batch:
+    model = rope_gain.load_pretrained(model_folders["base"])
+    items = [make_item(seed, seed, "open") for seed in (1, 2)]
+    samples = [Sample(messages=tuple(i.messages()), answer=i.answer, name=f"item {i.answer}") for i in items]
+    return Collator(processor, model.base_model.get_rope_index)(samples)
+
+
+def test_equal_inputs_pass(batch: Batch) -> None:
+    check_same_inputs(batch, dataclasses.replace(batch))
+
+
+def test_lost_images_are_noticed(batch: Batch) -> None:
+    with pytest.raises(ValueError, match="3 images for the student, 2 for the teacher"):
+        check_same_inputs(batch, dataclasses.replace(batch, images=batch.images[:2]))
+
+
+def test_another_grid_is_noticed(batch: Batch) -> None:
+    larger = dataclasses.replace(batch.images[1], grid_3=batch.images[1].grid_3 * 2)
+    images = (batch.images[0], larger, batch.images[2])
+    with pytest.raises(ValueError, match=r"image 1 of the step has the grid \[1, 4, 4\] .* and \[2, 8, 8\]"):
+        check_same_inputs(batch, dataclasses.replace(batch, images=images))
+
+
+def test_other_tokens_are_noticed(batch: Batch) -> None:
+    changed = batch.input_ids_BT.clone()
+    changed[1, 0] += 1
+    with pytest.raises(ValueError, match=f"{batch.names[1]}: token 0 is"):
+        check_same_inputs(batch, dataclasses.replace(batch, input_ids_BT=changed))
+
+
+def test_lost_image_tokens_are_noticed(batch: Batch) -> None:
+    changed = batch.input_ids_BT.clone()
+    changed[1][changed[1] == batch.image_token_id] = 7
+    with pytest.raises(ValueError, match=f"{batch.names[1]}: 8 image tokens for the student, 0 for the teacher"):
+        check_same_inputs(batch, dataclasses.replace(batch, input_ids_BT=changed))
+
+
+def test_other_positions_are_noticed(batch: Batch) -> None:
+    changed = batch.position_ids_3BT.clone()
+    changed[2, 1, 5] += 1
+    with pytest.raises(ValueError, match=f"{batch.names[1]}: the M-RoPE positions differ"):
+        check_same_inputs(batch, dataclasses.replace(batch, position_ids_3BT=changed))

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+
+import distill
+from distill.config import load_config
+from distill.recipe import Recipe
+
+MINIATURE = Path(distill.__file__).parent / "recipes" / "miniature.yaml"
+
+
+def test_the_miniature_recipe_loads_and_uses_every_part_of_the_loss() -> None:
+    recipe = load_config(Recipe, MINIATURE)
+    assert recipe.gain is not None
+    assert recipe.loss.matching_weight > 0
+    assert recipe.loss.alignment_weight > 0
+    assert recipe.loss.lambda_kl > 0
+    assert recipe.loss.lambda_sft > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("teacher=null", "teacher: missing, expected a model"),
+        ("loss.lambda_sft=-1", "loss.lambda_sft: -1.0, expected at least 0"),
+        ("loss.temperature=0", "loss.temperature: 0.0, expected above 0"),
+        ("loss.matching.layers=[]", "loss.matching.layers: empty, expected at least one entry"),
+        ("loss.matching.distance=time", "loss.matching.distance: 'time', expected one of token, position, image"),
+        ("gain.granularity=head", "gain.granularity: 'head', expected one of layer, layer_frequency"),
+        ("data.miniature.open_share=2", "data.miniature.open_share: 2.0, expected a share from 0 to 1"),
+        ("data.jsonl.path=x.jsonl", "exactly one of the blocks miniature and jsonl"),
+        ("data.miniature=null", "exactly one of the blocks miniature and jsonl"),
+        ("train.steps=0", "train.steps: 0, expected at least 1"),
+    ],
+)
+def test_wrong_settings_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(Recipe, MINIATURE, [override])
+
+
+def test_a_teacher_that_nothing_looks_at_is_refused() -> None:
+    with pytest.raises(ValueError, match="teacher: given, expected none"):
+        load_config(Recipe, MINIATURE, ["loss.lambda_kl=0", "loss.lambda_laid=0"])
+
+
+def test_no_loss_at_all_is_refused() -> None:
+    overrides = ["loss.lambda_kl=0", "loss.lambda_laid=0", "loss.lambda_sft=0"]
+    with pytest.raises(ValueError, match="at least one lambda above 0"):
+        load_config(Recipe, MINIATURE, overrides)
