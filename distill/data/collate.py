@@ -41,7 +41,7 @@ class Collator:
         """Takes a Qwen-VL processor and the `get_rope_index` of the model that the batches are for."""
         self._processor = processor
         self._rope_index = rope_index
-        self._make_patches = PatchMaker(processor.image_processor, _PATCH_CACHE_BYTES)
+        self._make_patches = PatchMaker(processor, _PATCH_CACHE_BYTES)
         self._positions: ByteCache[tuple[bytes, bytes], Tensor] = ByteCache(_POSITION_CACHE_BYTES)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
@@ -79,10 +79,8 @@ class Collator:
         num_placeholders = prompt.count(self._processor.image_token)
         if num_placeholders != len(images):
             raise ValueError(f"{sample.name}: {num_placeholders} image placeholders for {len(images)} images")
-        if images:
-            grids = {"image_grid_thw": torch.stack([each.grid_3 for each in images])}
-            replacements = [self._processor.replace_image_token(grids, index) for index in range(len(images))]
-            (prompt,), _ = self._processor.get_text_with_replacements([prompt], replacements)
+        placeholders = [image.placeholder for image in images]
+        (prompt,), _ = self._processor.get_text_with_replacements([prompt], placeholders)
         tokenizer = self._processor.tokenizer
         prompt_ids = tokenizer(prompt)["input_ids"]
         answer_ids = tokenizer(sample.answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]

@@ -21,13 +21,15 @@ class Patches:
     """Patches by channels, in the layout of the Qwen-VL image processors."""
     grid_3: Tensor
     """Time, height and width in patches."""
+    placeholder: str
+    """The image's tokens as text: what stands for it in the prompt."""
 
 
 class PatchMaker:
-    """Runs an image processor on the images that it has not seen lately."""
+    """Runs a processor's image part on the images that it has not seen lately."""
 
-    def __init__(self, image_processor: Any, capacity_bytes: int) -> None:
-        self._image_processor = image_processor
+    def __init__(self, processor: Any, capacity_bytes: int) -> None:
+        self._processor = processor
         self._cache: ByteCache[bytes, Patches] = ByteCache(capacity_bytes)
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Patches]:
@@ -43,13 +45,18 @@ class PatchMaker:
     def _process(self, images: dict[bytes, Image.Image]) -> list[Patches]:
         if not images:
             return []
-        processed = self._image_processor(images=list(images.values()), return_tensors="pt")
+        processed = self._processor.image_processor(images=list(images.values()), return_tensors="pt")
         grids = processed["image_grid_thw"]
         pixels = processed["pixel_values"].split(grids.prod(dim=1).tolist())
         # Copies: a view would keep the whole batch in memory for as long as one image is cached.
         return [
-            Patches(key=key, pixel_values_PC=pixels_PC.clone(), grid_3=grid)
-            for key, pixels_PC, grid in zip(images, pixels, grids, strict=True)
+            Patches(
+                key=key,
+                pixel_values_PC=pixels_PC.clone(),
+                grid_3=grid,
+                placeholder=self._processor.replace_image_token(processed, index),
+            )
+            for index, (key, pixels_PC, grid) in enumerate(zip(images, pixels, grids, strict=True))
         ]
 
 

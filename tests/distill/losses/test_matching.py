@@ -185,6 +185,26 @@ def test_peaked_attention_gives_finite_gradients() -> None:
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, leaves))
 
 
+def test_no_map_is_kept_for_the_backward_pass() -> None:
+    """With chunks, what autograd saves is the inputs; without, the maps of all rows."""
+    case = make_case()
+    case.leaves()
+    largest = {}
+    for chunk_rows in (5, 37):
+        saved: list[int] = []
+
+        def note(tensor: Tensor, sizes: list[int] = saved) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            chunked_loss(case, tilted(), case.mixing_SH, case.rows(), chunk_rows)
+        largest[chunk_rows] = max(saved, default=0)
+    one_map = 2 * 4 * 37 * 37
+    assert largest[37] >= one_map
+    assert largest[5] < one_map / 4
+
+
 def test_unequal_head_counts_need_mixing() -> None:
     case = make_case(teacher_heads=6)
     with pytest.raises(ValueError, match="6 teacher heads for 4 student heads"):
