@@ -76,9 +76,7 @@ def install(model: "PreTrainedModel", family: Family, config: RopeGainConfig) ->
 
 def gained_classes(family: Family) -> Mapping[type[nn.Module], type[nn.Module]]:
     """The family's subclasses with gains, by the stock class they stand in for."""
-    classes: Mapping[type[nn.Module], type[nn.Module]] = importlib.import_module(
-        family.adapter
-    ).GAINED_CLASSES
+    classes: Mapping[type[nn.Module], type[nn.Module]] = importlib.import_module(family.adapter).GAINED_CLASSES
     return classes
 
 

@@ -35,9 +35,7 @@ def load_pretrained(folder: str | Path, **kwargs: Any) -> "PreTrainedModel":
     has_gains = architecture == family.laid_architecture
     if has_gains != ("rope_gain" in config):
         expected = "with" if has_gains else "without"
-        raise ValueError(
-            f"{folder}/config.json: architecture {architecture} goes {expected} a rope_gain block"
-        )
+        raise ValueError(f"{folder}/config.json: architecture {architecture} goes {expected} a rope_gain block")
     module = importlib.import_module(family.adapter) if has_gains else transformers
     model: PreTrainedModel = getattr(module, architecture).from_pretrained(folder, **kwargs)
     return model

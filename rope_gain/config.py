@@ -69,9 +69,7 @@ class RopeGainConfig:
         layers = None if self.layers is None else list(self.layers)
         return {"format": FORMAT, **dataclasses.asdict(self), "layers": layers}
 
-    def gain_shapes(
-        self, *, num_heads: int, num_key_value_heads: int, head_dim: int
-    ) -> dict[str, tuple[int, int]]:
+    def gain_shapes(self, *, num_heads: int, num_key_value_heads: int, head_dim: int) -> dict[str, tuple[int, int]]:
         """Shapes [heads or 1, rotary pairs or 1] of one layer's gain tensors, by name.
 
         `*_b` is left out of static gains and `key_*` where only the query is scaled.
@@ -113,6 +111,4 @@ def _checked_layers(layers: object) -> tuple[int, ...]:
         numbers = tuple(layer for layer in layers if type(layer) is int and layer >= 0)
         if len(numbers) == len(layers):
             return tuple(sorted(numbers))
-    raise ValueError(
-        f"rope_gain.layers: got {layers!r}, expected null or a list of different layer numbers, from 0 up"
-    )
+    raise ValueError(f"rope_gain.layers: got {layers!r}, expected null or a list of different layer numbers, from 0 up")

@@ -30,9 +30,7 @@ def response_gain(a_HP: Tensor, b_HP: Tensor | None, positions_TP: Tensor, refer
     return torch.exp(log_gain)
 
 
-def scale_rotation(
-    gain: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def scale_rotation(gain: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Multiplies the rotation by the gain in float32 and casts once: a gain of 1 leaves stock cos and sin.
 
     Args:
@@ -82,9 +80,7 @@ class RopeGain(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        shapes = config.gain_shapes(
-            num_heads=num_heads, num_key_value_heads=num_key_value_heads, head_dim=head_dim
-        )
+        shapes = config.gain_shapes(num_heads=num_heads, num_key_value_heads=num_key_value_heads, head_dim=head_dim)
         for name in ("query_a", "query_b", "key_a", "key_b"):
             shape = shapes.get(name)
             zeros = None if shape is None else torch.zeros(shape, dtype=torch.float32, device=device)

@@ -60,8 +60,7 @@ class GainedAttention(Qwen2_5_VLAttention):
         """As `Qwen2_5_VLAttention.forward`, with `position_embeddings` from `GainedRotaryEmbedding`."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         q_BHTD, k_BHTD, v_BHTD = (
-            project(hidden_states).view(shape).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
+            project(hidden_states).view(shape).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         q_BHTD, k_BHTD = self._rotate(q_BHTD, k_BHTD, position_embeddings, hidden_states.dtype)
         if past_key_values is not None:
@@ -84,9 +83,7 @@ class GainedAttention(Qwen2_5_VLAttention):
         )
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1).contiguous()), weights
 
-    def _rotate(
-        self, q_BHTD: Tensor, k_BHTD: Tensor, rotation: Rotation, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
+    def _rotate(self, q_BHTD: Tensor, k_BHTD: Tensor, rotation: Rotation, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         cos_BTD, sin_BTD, positions_BTP = rotation
         stock = (cos_BTD[:, None].to(dtype), sin_BTD[:, None].to(dtype))
         if self.rope_gain is None:

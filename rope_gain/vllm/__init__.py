@@ -14,6 +14,4 @@ def register() -> None:
     known = ModelRegistry.get_supported_archs()
     for family in FAMILIES:
         if family.laid_architecture not in known:
-            ModelRegistry.register_model(
-                family.laid_architecture, f"rope_gain.vllm.model:{family.laid_architecture}"
-            )
+            ModelRegistry.register_model(family.laid_architecture, f"rope_gain.vllm.model:{family.laid_architecture}")

@@ -11,6 +11,7 @@ from vllm import _custom_ops as ops
 from vllm.model_executor.custom_op import CustomOp
 from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
 from vllm.model_executor.utils import set_weight_attrs
+from vllm.utils.torch_utils import direct_register_custom_op
 
 from rope_gain.config import RopeGainConfig
 from rope_gain.gain import response_gain, rotate
@@ -74,9 +75,12 @@ class GainedRotaryEmbedding(CustomOp):
         return self._rotate_native(query, query_rows), self._rotate_native(key, key_rows)
 
     def forward_cpu(self, positions: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """vLLM's own kernel, with rows of gained cos and sin in place of its cache."""
+        """By vLLM's own kernel; the gains are all that torch.compile sees."""
         query_rows, key_rows = self._rows(positions, query.dtype)
-        return self._rotate_by_kernel(query, query_rows), self._rotate_by_kernel(key, key_rows)
+        return (
+            torch.ops.vllm.laid_rotate_by_rows(query, query_rows, self.head_size),
+            torch.ops.vllm.laid_rotate_by_rows(key, key_rows, self.head_size),
+        )
 
     def forward_cuda(self, positions: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The kernel has the same interface on CUDA and ROCm."""
@@ -114,13 +118,33 @@ class GainedRotaryEmbedding(CustomOp):
         cos, sin = (torch.cat((half, half), dim=-1) for half in rows_TH2P.chunk(2, dim=-1))
         return rotate(x.view(*x.shape[:-1], -1, self.head_size), cos, sin).flatten(-2)
 
-    def _rotate_by_kernel(self, x: Tensor, rows_TH2P: Tensor) -> Tensor:
-        """A per-head gain makes each head a token of its own, since the kernel has one row a token."""
-        tokens = x if rows_TH2P.shape[1] == 1 else x.reshape(-1, self.head_size)
-        rows = rows_TH2P.flatten(0, 1)
-        indices = torch.arange(rows.shape[0], device=x.device)
-        ops.rotary_embedding(indices, tokens, None, self.head_size, rows, True)
-        return tokens.view(x.shape)
+
+def rotate_by_rows(x: Tensor, rows: Tensor, head_size: int) -> Tensor:
+    """Rotates with vLLM's `rotary_embedding` kernel, which takes one row of cos and sin a token.
+
+    Where the gain differs between heads, each head is a token of its own. The copy is what torch.compile needs:
+    the kernel works in place, and vLLM's FixFunctionalizationPass assumes that one call has both query and key.
+
+    Args:
+        x: [T, heads · D], half-split pairs.
+        rows: cos and sin, one after the other, [T, heads or 1, 2P], in x's dtype.
+        head_size: D.
+
+    Returns:
+        The rotated x, a new tensor.
+    """
+    rotated = x.clone(memory_format=torch.contiguous_format)
+    cache = rows.flatten(0, 1)
+    tokens = torch.arange(cache.shape[0], device=x.device)
+    ops.rotary_embedding(tokens, rotated.view(cache.shape[0], -1), None, head_size, cache, True)
+    return rotated
+
+
+def _rotate_by_rows_fake(x: Tensor, rows: Tensor, head_size: int) -> Tensor:  # noqa: ARG001 (same arguments)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+direct_register_custom_op(op_name="laid_rotate_by_rows", op_func=rotate_by_rows, fake_impl=_rotate_by_rows_fake)
 
 
 def _check_supported(stock: nn.Module) -> None:
