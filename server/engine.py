@@ -81,12 +81,18 @@ class Engine:
         self._signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(GRACE_SECONDS)
-        self._signal(signal.SIGKILL)
-        self._process.wait()
+        deadline = time.monotonic() + GRACE_SECONDS
+        while self._signal(signal.SIGKILL) and time.monotonic() < deadline:
+            self._process.poll()
+            time.sleep(0.02)
 
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
+    def _signal(self, number: signal.Signals) -> bool:
+        """True if a process of the group is left to get the signal."""
+        try:
             os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
 
     def _log_end(self, num_lines: int = 20) -> str:
         lines = self._log_path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -121,7 +121,8 @@ def read_parameters(values: dict[str, Any], *, max_choices: int) -> Parameters:
     model = _typed(values, "model", str)
     if model is None:
         raise BadRequestError(Reason.INVALID_REQUEST, "Parameter 'model' is missing.", param="model")
-    choices = _typed(values, "n", int) or 1
+    asked_choices = _typed(values, "n", int)
+    choices = 1 if asked_choices is None else asked_choices
     if not 1 <= choices <= max_choices:
         raise BadRequestError(Reason.INVALID_REQUEST, f"n: {choices}, expected 1 to {max_choices}.", param="n")
     completion_tokens = _positive(values, "max_completion_tokens")

@@ -48,15 +48,14 @@ async def serve(settings: Settings, options: EngineOptions | None) -> int:
     """
     checkpoint = read_checkpoint(settings.checkpoint)
     PromptCounter(checkpoint)  # what cannot be counted is refused now, not after the engine has loaded
-    stop = _stop_event()
-    started = time.monotonic()
     with (
         _bound_socket(settings.host, settings.port) as listener,
-        tempfile.TemporaryDirectory(prefix="laid-serve-") as run,
+        tempfile.TemporaryDirectory(prefix="laid-serve-") as folder,
     ):
+        run = _Run(listener=listener, folder=Path(folder), stop=_stop_event(), started=time.monotonic())
         if options is None:
-            return await _serve_gateway(settings, listener, Path(run), stop, started, engine=None)
-        log_path = Path(run) / "engine.log"
+            return await _serve_gateway(settings, run, engine=None)
+        log_path = run.folder / "engine.log"
         print(f"Starting vLLM for {checkpoint.path} (its log: {log_path}) ...", flush=True)
         engine = start_engine(
             checkpoint,
@@ -67,13 +66,25 @@ async def serve(settings: Settings, options: EngineOptions | None) -> int:
             log_path=log_path,
         )
         try:
-            settings = settings.model_copy(update={"upstream": HttpUrl(engine.url)})
-            is_up = await _unless_stopped(stop, _bring_up(engine, settings.model, options.start_timeout_seconds))
-            if not is_up:
+            if not await _unless_stopped(run.stop, _bring_up(engine, settings.model, options.start_timeout_seconds)):
                 return 0
-            return await _serve_gateway(settings, listener, Path(run), stop, started, engine=engine)
+            return await _serve_gateway(
+                settings.model_copy(update={"upstream": HttpUrl(engine.url)}), run, engine=engine
+            )
         finally:
             engine.stop()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What one run of the command holds."""
+
+    listener: socket.socket
+    folder: Path
+    """For this run's files; removed at its end."""
+    stop: asyncio.Event
+    """Set by SIGINT and SIGTERM."""
+    started: float
 
 
 async def _bring_up(engine: Engine, model: str, timeout_seconds: float) -> None:
@@ -81,22 +92,36 @@ async def _bring_up(engine: Engine, model: str, timeout_seconds: float) -> None:
     await warm_up(engine.url, model, timeout_seconds=timeout_seconds)
 
 
-async def _serve_gateway(
-    settings: Settings,
-    listener: socket.socket,
-    run: Path,
-    stop: asyncio.Event,
-    started: float,
-    *,
-    engine: Engine | None,
-) -> int:
+async def _serve_gateway(settings: Settings, run: _Run, *, engine: Engine | None) -> int:
+    settings = await _agree_with_engine(settings)
+    server = _make_server(settings)
+    serving = asyncio.create_task(server.serve(sockets=[run.listener]))
+    watching = [asyncio.create_task(run.stop.wait()), asyncio.create_task(_welcome(server, settings, run))]
+    if engine is not None:
+        watching.append(asyncio.create_task(engine.wait_until_ended()))
+    stop, welcome, *ended = watching
+    await asyncio.wait([serving, stop, *ended], return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    for task in (stop, welcome, *ended):
+        task.cancel()
+    await serving
+    if engine is not None and not run.stop.is_set():
+        engine.check_alive()
+    return 0
+
+
+async def _agree_with_engine(settings: Settings) -> Settings:
+    """The settings with the name and the context length under which the engine really serves its model."""
     name, context_length = await read_served_model(
         str(settings.upstream), timeout_seconds=settings.connect_timeout_seconds
     )
     if "model" in settings.model_fields_set and name != settings.model:
         raise EngineError(f"the engine serves {name!r}, the gateway was told {settings.model!r}; see --model")
-    settings = settings.model_copy(update={"model": name, "context_length": context_length})
-    server = _Server(
+    return settings.model_copy(update={"model": name, "context_length": context_length})
+
+
+def _make_server(settings: Settings) -> "_Server":
+    return _Server(
         uvicorn.Config(
             create_app(settings),
             http="httptools",
@@ -107,30 +132,19 @@ async def _serve_gateway(
             server_header=False,
         )
     )
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    endings = [serving, asyncio.create_task(stop.wait())]
-    if engine is not None:
-        endings.append(asyncio.create_task(engine.wait_until_ended()))
-    welcome = asyncio.create_task(_welcome(server, settings, run, started))
-    await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
-    server.should_exit = True
-    for task in (welcome, *endings[1:]):
-        task.cancel()
-    await serving
-    if engine is not None and not stop.is_set():
-        engine.check_alive()
-    return 0
 
 
-async def _welcome(server: uvicorn.Server, settings: Settings, run: Path, started: float) -> None:
+async def _welcome(server: uvicorn.Server, settings: Settings, run: _Run) -> None:
     while not server.started:  # noqa: ASYNC110 - uvicorn sets no event
         await asyncio.sleep(0.01)
-    base_url = f"http://{settings.host}:{settings.port}/v1"
-    request_path = run / "request.json"
+    # An address that means "every address" is one to listen on, not one to call.
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - not bound here
+    base_url = f"http://{host}:{settings.port}/v1"
+    request_path = run.folder / "request.json"
     write_request(request_path, settings.model)
     print(
         f"""
-Ready after {time.monotonic() - started:.0f} s. Base URL: {base_url}   model: {settings.model}   metrics: /metrics
+Ready after {time.monotonic() - run.started:.0f} s. Base URL: {base_url}   model: {settings.model}   metrics: /metrics
 
 Try it from another terminal:
 

@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     """Content parts of all messages together."""
     max_text_characters: int = Field(default=4_000_000, ge=1)
     """All text of a request together."""
-    max_images: int = Field(default=200, ge=0)
+    max_images: int = Field(default=200, ge=1)
     max_image_bytes: int = Field(default=20 * MIB, ge=1)
     """One image, decoded from base64."""
     max_image_pixels: int = Field(default=32_000_000, ge=1, le=89_000_000)

@@ -4,10 +4,10 @@ import asyncio
 import base64
 import contextlib
 import io
-import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -258,8 +258,6 @@ def served(checkpoint_path: Path) -> Iterator[Served]:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -268,11 +266,3 @@ def _free_port() -> int:
 @pytest.fixture
 def free_port() -> int:
     return _free_port()
-
-
-@pytest.fixture(scope="session")
-def dump() -> Callable[[Any], bytes]:
-    def to_bytes(value: Any) -> bytes:
-        return json.dumps(value).encode()
-
-    return to_bytes

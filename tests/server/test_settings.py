@@ -21,7 +21,7 @@ def test_settings_are_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"max_images": -1}, {"max_image_pixels": 10**9}, {"port": 0}, {"upstream": "ftp://x"}, {"max_imagse": 1}]
+    "bad", [{"max_images": 0}, {"max_image_pixels": 10**9}, {"port": 0}, {"upstream": "ftp://x"}, {"max_imagse": 1}]
 )
 def test_bad_values_and_unknown_names_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(bad))):

@@ -1,0 +1,104 @@
+"""Takes a request's JSON apart under limits, so that odd JSON can neither cost much nor reach the engine."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from server.conversation import Message, walk_texts
+from server.errors import BadRequestError, GatewayError, Reason
+from server.settings import Settings
+
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def split_body(body: bytes) -> dict[str, msgspec.Raw]:
+    """The body's parameters by name, each still as JSON; of two equal names the last counts, as for the engine.
+
+    Raises:
+        BadRequestError: not a JSON object.
+    """
+    try:
+        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        raise BadRequestError(Reason.INVALID_JSON, "The body must be a JSON object.") from None
+    except MALFORMED as error:
+        raise BadRequestError(Reason.INVALID_JSON, f"The body is not valid JSON: {_trouble(error)}") from None
+
+
+def decode_parameters(raw: Mapping[str, msgspec.Raw], settings: Settings) -> dict[str, Any]:
+    """Every parameter but the messages.
+
+    Raises:
+        GatewayError: over the limits on bytes or depth, or malformed; names the parameter.
+    """
+    parts = {name: value for name, value in raw.items() if name != "messages"}
+    total = sum(len(memoryview(value)) for value in parts.values())
+    if total > settings.max_parameter_bytes:
+        raise GatewayError(
+            413,
+            Reason.BODY_TOO_LARGE,
+            f"The parameters take {total} bytes, expected at most {settings.max_parameter_bytes}.",
+        )
+    values = {}
+    for name, value in parts.items():
+        try:
+            values[name] = msgspec.json.decode(value)
+        except MALFORMED as error:
+            raise BadRequestError(Reason.INVALID_JSON, f"{name}: {_trouble(error)}", param=name) from None
+        if _deeper_than(values[name], settings.max_json_depth):
+            raise BadRequestError(
+                Reason.INVALID_JSON, f"{name}: nested more than {settings.max_json_depth} levels deep.", param=name
+            )
+    return values
+
+
+def decode_messages(raw: msgspec.Raw | None, settings: Settings) -> list[Message]:
+    """The messages, in the only shape that is served.
+
+    Raises:
+        BadRequestError: missing, malformed, misshapen or too many; names the path.
+    """
+    if raw is None:
+        raise BadRequestError(Reason.INVALID_REQUEST, "Parameter 'messages' is missing.", param="messages")
+    try:
+        messages = msgspec.json.decode(raw, type=list[Message])
+    except msgspec.ValidationError as error:
+        # msgspec says: Expected `str`, got `int` - at `$[0].role`
+        what, _, where = str(error).partition(" - at `$")
+        path = "messages" + where.rstrip("`")
+        raise BadRequestError(Reason.INVALID_REQUEST, f"{path}: {what}.", param=path) from None
+    except MALFORMED as error:
+        raise BadRequestError(Reason.INVALID_JSON, f"messages: {_trouble(error)}", param="messages") from None
+    _check_amounts(messages, settings)
+    return messages
+
+
+def _check_amounts(messages: list[Message], settings: Settings) -> None:
+    num_parts = sum(len(message.parts()) for message in messages)
+    num_characters = sum(len(text) for _, text in walk_texts(messages))
+    for name, value, low, high in (
+        ("messages", len(messages), 1, settings.max_messages),
+        ("content parts", num_parts, 0, settings.max_parts),
+        ("characters of text", num_characters, 0, settings.max_text_characters),
+    ):
+        if not low <= value <= high:
+            raise BadRequestError(
+                Reason.INVALID_REQUEST, f"{value} {name}, expected {low} to {high}.", param="messages"
+            )
+
+
+def _trouble(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply."
+    return "not valid UTF-8." if isinstance(error, UnicodeDecodeError) else f"{error}."
+
+
+def _deeper_than(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        containers = [node for node in level if isinstance(node, dict | list)]
+        if not containers:
+            return False
+        level = [child for node in containers for child in (node.values() if isinstance(node, dict) else node)]
+    return any(isinstance(node, dict | list) for node in level)

@@ -1,0 +1,165 @@
+"""The command as a user runs it, before an engine that already runs; `test_engine.py` starts a real one."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.cli import main
+from server.engine import Engine, EngineError
+
+
+@contextmanager
+def laid_serve(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "server.cli", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[str], pattern: str) -> str:
+    output = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        output += line
+        if re.search(pattern, line):
+            return output
+    pytest.fail(f"ended with {process.wait()}:\n{output}\n{process.stderr and process.stderr.read()}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+async def test_serves_before_a_running_engine_until_told_to_stop(
+    cued_engine: Any, checkpoint_path: Path, free_port: int, number: signal.Signals
+) -> None:
+    arguments = (str(checkpoint_path), "--upstream", cued_engine.url, "--port", str(free_port))
+    with laid_serve(*arguments) as process:
+        output = await asyncio.to_thread(read_until, process, "Ctrl-C ends it")
+        assert f"http://127.0.0.1:{free_port}/v1 " in output
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_port}") as client:
+            assert (await client.get("/ready")).status_code == 200
+        process.send_signal(number)
+
+        assert await asyncio.to_thread(process.wait, 10) == 0
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("examples:", "--upstream", "LAID_MAX_IMAGES", "exit status"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["/nowhere"], 2, "no such folder"),
+        (["{checkpoint}", "--port", "{taken}"], 2, "choose another with --port"),
+        (["{checkpoint}", "--port", "0"], 2, "greater than or equal to 1"),
+        (["{checkpoint}", "--port", "{free}", "--upstream", "http://127.0.0.1:{free}"], 1, "no engine answers there"),
+        (["{checkpoint}", "--port", "{free}", "--upstream", "{engine}", "--model", "other"], 1, "serves 'tiny'"),
+    ],
+    ids=["no folder", "port taken", "bad port", "no engine", "other model"],
+)
+async def test_what_cannot_work_ends_at_once_with_the_reason(
+    cued_engine: Any,
+    checkpoint_path: Path,
+    free_port: int,
+    arguments: list[str],
+    status: int,
+    words: str,
+) -> None:
+    taken = cued_engine.url.rsplit(":", 1)[1]
+    known = {"checkpoint": checkpoint_path, "taken": taken, "free": free_port, "engine": cued_engine.url}
+
+    with laid_serve(*(argument.format(**known) for argument in arguments)) as process:
+        _, errors = await asyncio.to_thread(process.communicate, timeout=20)
+
+    assert process.returncode == status
+    assert words in errors
+    assert "Traceback" not in errors
+
+
+def test_an_unknown_setting_in_the_environment_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LAID_MAX_IMAGE", "5")
+
+    assert main(["/nowhere"]) == 2
+    assert "LAID_MAX_IMAGE: no such setting; did you mean LAID_MAX_IMAGES?" in capsys.readouterr().err
+
+
+def start(tmp_path: Path, program: str) -> Engine:
+    command = [sys.executable, "-c", program]
+    return Engine(command, dict(os.environ), port=1, log_path=tmp_path / "engine.log")
+
+
+async def test_an_engine_that_dies_is_reported_with_its_last_words(tmp_path: Path) -> None:
+    engine = start(tmp_path, "import sys; sys.exit('out of memory')")
+
+    with pytest.raises(EngineError, match=r"(?s)ended with status 1.*out of memory"):
+        await engine.wait_until_ready(timeout_seconds=10)
+
+
+async def test_waiting_for_an_engine_has_an_end(tmp_path: Path) -> None:
+    engine = start(tmp_path, "import time; time.sleep(60)")
+    try:
+        with pytest.raises(EngineError, match=r"not ready after 0\.5 s"):
+            await engine.wait_until_ready(timeout_seconds=0.5)
+    finally:
+        engine.stop()
+
+
+FAMILY = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', '{child}']); time.sleep(60)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+
+
+def group_is_gone(group: int) -> bool:
+    return subprocess.run(["pgrep", "-g", str(group)], stdout=subprocess.DEVNULL, check=False).returncode == 1
+
+
+def wait_for(condition: Any, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_stopping_ends_children_that_ignore_sigterm_too(tmp_path: Path) -> None:
+    engine = start(tmp_path, FAMILY.format(child=STUBBORN))
+    wait_for(lambda: len(subprocess.run(["pgrep", "-g", str(engine.pid)], capture_output=True).stdout.split()) == 2)
+
+    engine.stop()
+
+    wait_for(lambda: group_is_gone(engine.pid))
+
+
+def test_the_engine_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    program = f"""
+import os, time
+from pathlib import Path
+from server.engine import Engine
+engine = Engine(["sleep", "60"], dict(os.environ), port=1, log_path=Path({str(tmp_path / "log")!r}))
+print(engine.pid, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        engine_pid = int(parent.stdout.readline())
+        wait_for(lambda: Path(f"/proc/{engine_pid}/cmdline").read_bytes().startswith(b"sleep"))
+
+        parent.kill()
+
+    wait_for(lambda: group_is_gone(engine_pid))
