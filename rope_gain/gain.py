@@ -3,6 +3,9 @@
 Dimension letters: B batch, H heads, T tokens, P rotary pairs, D = 2P head size.
 """
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -93,6 +96,16 @@ class RopeGain(nn.Module):
         if self.key_a is None:
             return query_gain, None
         return query_gain, response_gain(self.key_a, self.key_b, positions_TP, length)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follows the model from device to device and not into another dtype: bfloat16 would swallow small updates."""
+
+        def keep_float32(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == torch.float32 else tensor.to(moved.device)
+
+        super()._apply(keep_float32, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def extra_repr(self) -> str:
         """The configuration, for `print(model)`."""

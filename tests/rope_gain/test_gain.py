@@ -124,6 +124,18 @@ def test_a_module_starts_at_gain_one_and_leaves_out_what_is_not_learned():
     assert key_gain is None
 
 
+def test_casting_a_model_leaves_its_gains_in_float32():
+    gain = RopeGain(RopeGainConfig(), num_heads=4, num_key_value_heads=2, head_dim=2 * PAIRS)
+    with torch.no_grad():
+        gain.query_a.fill_(1 / 3)
+
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), gain).bfloat16()
+
+    assert model[0].weight.dtype == torch.bfloat16
+    assert torch.equal(gain.query_a, torch.full((1, PAIRS), 1 / 3))
+    assert gain.to("meta").query_a.is_meta
+
+
 def test_a_module_gives_query_and_key_their_own_gain():
     config = RopeGainConfig(granularity="layer", target="query_key", position="log", reference_length=1)
     gain = RopeGain(config, num_heads=4, num_key_value_heads=2, head_dim=2)
