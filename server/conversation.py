@@ -58,23 +58,24 @@ def walk_images(messages: list[Message]) -> Iterator[tuple[str, str]]:
 
 
 def walk_texts(messages: list[Message]) -> Iterator[tuple[str, str]]:
-    """Path and text of every string that the chat template may put into the prompt."""
+    """Path and text of every string that the chat template may put into the prompt, each once."""
     for i, message in enumerate(messages):
         if isinstance(message.content, str):
             yield f"messages[{i}].content", message.content
-        elif message.content is not None:
-            for j, part in enumerate(message.content):
+        else:
+            for j, part in enumerate(message.parts()):
                 if isinstance(part, TextPart):
                     yield f"messages[{i}].content[{j}].text", part.text
-            # Neighbouring parts are joined by the template: what is split between them is one text for the model.
-            yield (
-                f"messages[{i}].content",
-                "".join(part.text for part in message.content if isinstance(part, TextPart)),
-            )
         for field in ("name", "reasoning", "reasoning_content"):
             text = getattr(message, field)
             if text is not None:
                 yield f"messages[{i}].{field}", text
+
+
+def walk_joined_texts(messages: list[Message]) -> Iterator[tuple[str, str]]:
+    """Path and joined texts of every message: templates put nothing between parts, so the model sees one text."""
+    for i, message in enumerate(messages):
+        yield f"messages[{i}].content", "".join(part.text for part in message.parts() if isinstance(part, TextPart))
 
 
 def template_messages(messages: list[Message], *, knows_developer: bool) -> list[dict[str, Any]]:

@@ -29,7 +29,10 @@ class EngineError(RuntimeError):
 
 
 class Engine:
-    """One vLLM server and every process it starts, in a process group of their own."""
+    """One vLLM server and every process it starts, in a process group of their own.
+
+    Made in the main thread: the kernel ends the child with the thread that started it.
+    """
 
     def __init__(self, command: Sequence[str], environment: dict[str, str], *, port: int, log_path: Path) -> None:
         self.url = f"http://127.0.0.1:{port}"

@@ -1,13 +1,14 @@
 """Counts a prompt's tokens exactly as the engine will, without the engine."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from server.chat_template import ChatTemplate, TemplateRefusalError
 from server.checkpoint import Checkpoint, CheckpointError
-from server.conversation import Message, template_messages, walk_texts
+from server.conversation import Message, template_messages, walk_joined_texts, walk_texts
 from server.errors import BadRequestError, Reason
 from server.image_tokens import count_image_tokens
 from server.images import ImageSize
@@ -70,7 +71,7 @@ class PromptCounter:
             BadRequestError: names the path and the token.
         """
         normalizer = self._tokenizer.normalizer
-        for path, text in walk_texts(messages):
+        for path, text in chain(walk_texts(messages), walk_joined_texts(messages)):
             normal = text if normalizer is None or text.isascii() else normalizer.normalize_str(text)
             for token in self._reserved:
                 if token in text or token in normal:

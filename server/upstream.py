@@ -50,18 +50,11 @@ class Upstream:
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
         try:
-            return await self._client.send(request, stream=True)
-        except STALE:
-            # Most likely an idle connection that the engine closed at this moment: no byte of an answer was lost.
-            return await self._send_again(request)
-        except httpx.ReadTimeout:
-            raise _timed_out() from None
-        except httpx.TransportError:
-            raise EngineUnavailableError(self._settings.retry_after_seconds) from None
-
-    async def _send_again(self, request: httpx.Request) -> httpx.Response:
-        try:
-            return await self._client.send(request, stream=True)
+            try:
+                return await self._client.send(request, stream=True)
+            except STALE:
+                # Most likely an idle connection that the engine closed at this moment: no byte of an answer was lost.
+                return await self._client.send(request, stream=True)
         except httpx.ReadTimeout:
             raise _timed_out() from None
         except httpx.TransportError:

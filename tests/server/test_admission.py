@@ -182,6 +182,13 @@ def test_every_limit_holds(
     assert (error.reason, error.param) == (reason, param)
 
 
+def test_limits_are_reached_before_they_are_crossed(admit: Make, chat: Make, image_part: Make) -> None:
+    body = chat([image_part(32, 32), image_part(32, 32), {"type": "text", "text": "four"}])
+    limits = {"max_images": 2, "max_image_pixels": 1024, "max_total_pixels": 2048, "max_text_characters": 4}
+
+    assert admit(body, **limits, max_messages=1, max_parts=3).count.total_image_tokens == 8
+
+
 def test_an_overlong_prompt_is_told_what_it_takes(admit: Make, chat: Make, image_part: Make) -> None:
     content = [image_part(128, 128, seed=i % 3) for i in range(40)]
 
