@@ -11,8 +11,8 @@ from rope_gain import wheel_guard
 wheel_guard.install()
 
 SIZES = {
-    "base": Size(layers=2, hidden=32, heads=2, key_value_heads=1, mlp=48),
-    "teacher": Size(layers=3, hidden=64, heads=4, key_value_heads=2, mlp=64),
+    "base": Size(layers=2, hidden=64, heads=2, key_value_heads=1, mlp=48),
+    "teacher": Size(layers=3, hidden=128, heads=4, key_value_heads=2, mlp=64),
 }
 
 

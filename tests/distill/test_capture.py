@@ -30,7 +30,7 @@ def test_q_and_k_equal_projection_and_rotation_by_hand(model: Any) -> None:
     layer = decoder.layers[0]
     x_BTC = layer.input_layernorm(decoder.embed_tokens(TOKENS_BT))
     q_BHTD, k_BKTD = (
-        projection(x_BTC).unflatten(-1, (-1, 16)).transpose(1, 2)
+        projection(x_BTC).unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2)
         for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj)
     )
     cos, sin = decoder.rotary_emb(x_BTC, POSITIONS_3BT)
@@ -38,7 +38,7 @@ def test_q_and_k_equal_projection_and_rotation_by_hand(model: Any) -> None:
     assert list(recorder.layers) == [0]
     assert torch.equal(recorder.layers[0].q_BHTD, expected_q)
     assert torch.equal(recorder.layers[0].k_BKTD, expected_k)
-    assert recorder.layers[0].scale == 0.25
+    assert recorder.layers[0].scale == layer.self_attn.head_dim**-0.5
 
 
 def test_the_gain_is_in_what_is_captured(model: Any) -> None:

@@ -99,4 +99,4 @@ def test_the_shape_of_the_decoder(model_folders: dict[str, Path]) -> None:
     shape = SignalModel(
         rope_gain.load_pretrained(model_folders["teacher"]), freeze_vision=True, feature_cache_bytes=0
     ).shape
-    assert (shape.num_layers, shape.num_heads, shape.num_key_value_heads, shape.head_size) == (3, 4, 2, 16)
+    assert (shape.num_layers, shape.num_heads, shape.num_key_value_heads, shape.head_size) == (3, 4, 2, 32)
