@@ -1,6 +1,7 @@
 """`distill train`: a recipe in, a checkpoint out."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if (folder / STATE_FILE).exists() and not arguments.resume:
         raise ValueError(f"output: {folder} holds an unfinished run, expected --resume or another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    return _train(recipe, folder, checkpoint, " ".join([str(arguments.recipe), *arguments.overrides]))
+    return _train(recipe, folder, checkpoint, shlex.join([str(arguments.recipe), *arguments.overrides]))
 
 
 def _train(recipe: Recipe, folder: Path, checkpoint: Path, command: str) -> int:
