@@ -1,9 +1,9 @@
-"""Lets a CPU build of torch work beside the CUDA builds of torchvision and torchaudio.
+"""Lets a CPU build of torch work beside the CUDA builds of torchvision, torchaudio and torchcodec.
 
-PyPI has no CPU wheels of the two, and vLLM's CPU package depends on both. torchvision imports if two operators
-are declared, and transformers' image processors and vLLM's Qwen-VL code need nothing but its Python part.
-torchaudio cannot import at all; transformers and vLLM do without it when it is hidden. Beside wheels that fit
-their torch the guard does nothing.
+PyPI has no CPU wheels of the three, and vLLM's CPU package depends on them. torchvision imports if two operators
+are declared, and transformers' image processors and vLLM's Qwen-VL code need nothing but its Python part. The
+other two fail at import, with errors that transformers and vLLM do not expect; hidden, they are not missed.
+Beside wheels that fit their torch the guard does nothing.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from typing import Any, cast
 
 
 def install() -> None:
-    """Declares `torchvision::nms` and `torchvision::qnms` and hides torchaudio, each only where it must.
+    """Declares `torchvision::nms` and `torchvision::qnms`, hides torchaudio and torchcodec, each only if it must.
 
     Call before anything imports torchvision or transformers' processors; idempotent.
     """
@@ -25,9 +25,10 @@ def install() -> None:
     if _is_cuda_build("torchvision") and not hasattr(torch.ops.torchvision, "nms"):
         for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    if _is_cuda_build("torchaudio") and "torchaudio" not in sys.modules:
-        # None makes `import torchaudio` an ImportError and `find_spec` answer "not there".
-        cast(dict[str, Any], sys.modules)["torchaudio"] = None
+    for package in ("torchaudio", "torchcodec"):
+        if package not in sys.modules and _is_cuda_build(package):
+            # None makes `import` an ImportError and `find_spec` answer "not there".
+            cast(dict[str, Any], sys.modules)[package] = None
 
 
 def platform_plugin() -> None:

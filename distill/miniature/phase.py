@@ -1,6 +1,7 @@
 """One resumable, seeded phase of training: a loop that saves itself."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +15,44 @@ Progress = dict[str, float]
 StepLoss = Callable[[int, Progress], Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Updates of a phase and their learning rate: up over `warmup_steps`, flat, down to 0 over `decay_steps`."""
+
+    steps: int
+    learning_rate: float
+    warmup_steps: int
+    decay_steps: int
+
+    def rate(self, step: int) -> float:
+        """The learning rate of update `step`, counted from 0."""
+        rising, falling = (step + 1) / self.warmup_steps, (self.steps - step) / self.decay_steps
+        return self.learning_rate * min(1.0, rising, falling)
+
+
 def run_phase(
-    label: str,
-    steps: int,
-    learning_rate: float,
-    model: nn.Module,
-    step_loss: StepLoss,
-    progress: Progress,
-    file: Path,
+    label: str, schedule: Schedule, model: nn.Module, step_loss: StepLoss, progress: Progress, file: Path
 ) -> None:
     """Trains `model`'s unfrozen parameters with AdamW; goes on from `file` if it is there.
 
     Args:
         label: shown by the progress bar.
-        steps: updates in all. The learning rate warms up over 2 % of them and falls linearly over the last 30 %.
-        learning_rate: the highest.
+        schedule: how many updates, and their learning rates.
+        model: what is trained; its frozen parameters stay as they are.
         step_loss: computes the loss of step i; may read and write `progress`, which is shown and saved.
             Its random numbers must follow from i alone, so that a resumed run equals an unbroken one.
         progress: numbers that live from step to step, at their first values.
         file: written every `SAVE_EVERY` steps, at the end, and on Ctrl-C.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=0.01)
     done = _load(file, model, optimizer, progress)
-    with tqdm(total=steps, initial=done, desc=label, unit="step") as bar:
+    with tqdm(total=schedule.steps, initial=done, desc=label, unit="step") as bar:
         try:
-            while done < steps:
+            while done < schedule.steps:
                 loss = step_loss(done, progress)
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * min(1.0, (done + 1) / (0.02 * steps), (steps - done) / (0.3 * steps))
+                    group["lr"] = schedule.rate(done)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(parameters, 1.0)
