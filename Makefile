@@ -4,7 +4,8 @@
 # make install                the virtual environment alone
 # make build-miniature        retrain the committed teacher and base student (about an hour)
 SHELL := /bin/sh
-STUDENT := runs/miniature/student
+RUN ?= runs/miniature
+STUDENT := $(RUN)/student
 PORT ?= 8000
 PY := .venv/bin/python
 
@@ -21,11 +22,12 @@ serve: install student
 	@exec .venv/bin/laid-serve $(STUDENT) --port $(PORT)
 endif
 
-student: install $(STUDENT)/laid.json
+# The measured window is part of the student: the gateway reads it from the checkpoint.
+student: install $(RUN)/evaluation/report.json
 
-$(STUDENT)/laid.json:
-	@$(PY) -m distill train distill/recipes/miniature.yaml train.output=$(STUDENT) --resume
-	@$(PY) -m distill evaluate $(STUDENT) --items 50
+$(RUN)/evaluation/report.json:
+	@$(PY) -m distill train distill/recipes/miniature.yaml output=$(RUN) --resume
+	@$(PY) -m distill evaluate $(STUDENT) --out $(RUN)/evaluation
 
 install: .venv/installed
 

@@ -46,12 +46,12 @@ class Plan:
 PLANS = {
     "teacher": Plan(
         seed=1,
-        finding=Schedule(steps=3000, learning_rate=2e-3, warmup_steps=60, decay_steps=900),
+        finding=Schedule(steps=1800, learning_rate=2e-3, warmup_steps=60, decay_steps=700),
         largest_haystack=200,
     ),
     "base": Plan(
         seed=2,
-        finding=Schedule(steps=2400, learning_rate=3e-3, warmup_steps=60, decay_steps=900),
+        finding=Schedule(steps=1200, learning_rate=2e-3, warmup_steps=60, decay_steps=500),
         largest_haystack=10,
         long_share=0.1,
         longest_haystack=200,

@@ -37,6 +37,8 @@ CHAT_TEMPLATE = (
 def make_tokenizer() -> Any:
     """A byte-level BPE tokenizer that knows the miniature world's words whole and any other text by its bytes.
 
+    The name of an object is one token: finding an image is what is studied here, not tying a colour to a shape.
+
     Returns:
         transformers' `PreTrainedTokenizerFast` with Qwen2-VL's special tokens.
     """
@@ -53,6 +55,7 @@ def make_tokenizer() -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.add_tokens([AddedToken(name, single_word=True, normalized=False) for name in OBJECTS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=IM_END,

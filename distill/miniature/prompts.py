@@ -15,6 +15,10 @@ from distill.miniature.items import Kind, make_haystack, prompt_text
 from distill.miniature.objects import OBJECTS, draw_image
 
 
+ANSWER_TOKENS = 2
+"""An object, "yes" or "no", and the end of the turn."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeaturePool:
     """Encoded drawings of every pair of objects. P pairs, V drawings of each, N merged tokens an image."""
@@ -88,7 +92,7 @@ class PromptMaker:
             position_ids_3BT=position_ids_31T.expand(-1, batch_size, -1),
             features_BID=features_BID,
             image_rows_I=is_image_T.nonzero()[:, 0],
-            answer_length=3 if kind == "open" else 2,
+            answer_length=ANSWER_TOKENS,
         )
 
     def _positions(self, input_ids_1T: Tensor, is_image_1T: Tensor, num_images: int) -> Tensor:

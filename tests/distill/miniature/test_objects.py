@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from distill.miniature.objects import COLOURS, IMAGE_SIZE, OBJECTS, SHAPES, draw_image
+from distill.miniature.objects import COLOURS, IMAGE_SIZE, OBJECTS, draw_image
 
 
 def test_there_are_24_objects():
