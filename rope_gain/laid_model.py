@@ -66,5 +66,6 @@ class LAidModel(_Base):
         check_not_mixed(folder, STOCK_STEM)
         # Beside its destination, so that each file moves in one step and no stock name ever shows there.
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as staging:
-            super().save_pretrained(staging, **kwargs)
+            # A model that was loaded would be saved under older names of its weights, which the gains' do not fit.
+            super().save_pretrained(staging, **{**kwargs, "save_original_format": False})
             publish(Path(staging), folder)

@@ -46,7 +46,7 @@ class Plan:
 PLANS = {
     "teacher": Plan(
         seed=1,
-        finding=Schedule(steps=1800, learning_rate=2e-3, warmup_steps=60, decay_steps=700),
+        finding=Schedule(steps=1400, learning_rate=2e-3, warmup_steps=60, decay_steps=300),
         largest_haystack=200,
     ),
     "base": Plan(

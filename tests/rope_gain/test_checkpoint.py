@@ -55,6 +55,18 @@ def test_a_round_trip_keeps_every_bit(model, make_inputs, randomize, tmp_path, c
     assert loaded.generation_config.pad_token_id == model.generation_config.pad_token_id
 
 
+def test_gains_attached_to_a_loaded_model_are_saved_beside_its_weights(model, make_inputs, randomize, tmp_path):
+    inputs = make_inputs(images=(2,))
+    save_pretrained(model, tmp_path / "stock")
+    loaded = load_pretrained(tmp_path / "stock")
+    attach(loaded, RopeGainConfig())
+    randomize(loaded)
+
+    save_pretrained(loaded, tmp_path / "gained")
+
+    assert torch.equal(logits(load_pretrained(tmp_path / "gained"), inputs), logits(loaded, inputs))
+
+
 def test_a_stock_checkpoint_loads_as_the_stock_model(model, make_inputs, tmp_path):
     save_pretrained(model, tmp_path)
 
