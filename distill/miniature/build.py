@@ -51,9 +51,9 @@ PLANS = {
     ),
     "base": Plan(
         seed=2,
-        finding=Schedule(steps=1200, learning_rate=2e-3, warmup_steps=60, decay_steps=500),
-        largest_haystack=10,
-        long_share=0.1,
+        finding=Schedule(steps=700, learning_rate=2e-3, warmup_steps=60, decay_steps=300),
+        largest_haystack=5,
+        long_share=0.03,
         longest_haystack=200,
     ),
 }

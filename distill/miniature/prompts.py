@@ -14,7 +14,6 @@ from torch import Tensor
 from distill.miniature.items import Kind, make_haystack, prompt_text
 from distill.miniature.objects import OBJECTS, draw_image
 
-
 ANSWER_TOKENS = 2
 """An object, "yes" or "no", and the end of the turn."""
 
