@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from distill.interrupt import StopRequest
 from distill.model import SignalModel, Teacher
 from distill.objective import Losses, Objective
 from distill.optimizer import make_optimizer, set_learning_rates
+from distill.prefetch import prefetched
 from distill.recipe import Recipe
 from distill.runlog import RunLog
+from distill.signals import Signals
 from distill.state import load_state, save_state
 
 
@@ -62,11 +65,15 @@ class Trainer:
             Whether the last step was reached.
         """
         config = self._recipe.train
-        with tqdm(total=config.steps, initial=self.step, unit="step", desc="distill") as bar:
+        steps = range(self.step, config.steps)
+        with (
+            tqdm(total=config.steps, initial=self.step, unit="step", desc="distill") as bar,
+            closing(prefetched(self._inputs, steps)) as inputs,
+        ):
             while self.step < config.steps and not stop.is_set:
                 started = time.perf_counter()
-                batch = self._make_batch(self.step)
-                losses, grad_norm = self._update(batch)
+                batch, teacher = next(inputs)
+                losses, grad_norm = self._update(batch, teacher)
                 seconds = time.perf_counter() - started
                 self.log.add(self._log_entry(batch, losses, grad_norm, seconds))
                 self.seconds += seconds
@@ -78,12 +85,17 @@ class Trainer:
         self._save()
         return self.step == config.steps
 
-    def _update(self, batch: Batch) -> tuple[Losses, float]:
+    def _inputs(self, step: int) -> tuple[Batch, Signals | None]:
+        """What a step needs that training does not change: made one step ahead, beside the student's update."""
+        batch = self._make_batch(step)
+        if self._teacher is None:
+            return batch, None
+        return batch, self._teacher.signals(batch, self._objective.teacher_layers)
+
+    def _update(self, batch: Batch, teacher: Signals | None) -> tuple[Losses, float]:
         set_learning_rates(self._optimizer, self.step, self._recipe.train)
-        objective = self._objective
-        teacher = None if self._teacher is None else self._teacher.signals(batch, objective.teacher_layers)
-        student = self._student.signals(batch, objective.student_layers)
-        losses: Losses = objective(student, teacher, batch, self._progress)
+        student = self._student.signals(batch, self._objective.student_layers)
+        losses: Losses = self._objective(student, teacher, batch, self._progress)
         if not losses.total.isfinite():
             raise ValueError(f"step {self.step}: the loss is {losses.total.item()}; terms: {losses.terms}")
         self._optimizer.zero_grad()

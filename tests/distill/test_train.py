@@ -129,10 +129,10 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Any:
     update = Trainer._update
 
     def press(step: int) -> None:
-        def pressing(trainer: Trainer, batch: Any) -> Any:
+        def pressing(trainer: Trainer, *inputs: Any) -> Any:
             if trainer.step == step:
                 os.kill(os.getpid(), signal.SIGINT)
-            return update(trainer, batch)
+            return update(trainer, *inputs)
 
         monkeypatch.setattr(Trainer, "_update", pressing)
 
@@ -166,10 +166,10 @@ def test_a_killed_run_resumes_from_its_last_saved_state(
 
     update = Trainer._update
 
-    def crash(trainer: Trainer, batch: Any) -> Any:
+    def crash(trainer: Trainer, *inputs: Any) -> Any:
         if trainer.step == 3:
             raise MemoryError
-        return update(trainer, batch)
+        return update(trainer, *inputs)
 
     arguments = ["train", str(recipe_path), f"output={tmp_path / 'again'}"]
     with monkeypatch.context() as patch:
