@@ -25,7 +25,8 @@ def make_optimizer(model: nn.Module, objective: nn.Module, config: TrainConfig) 
         {"params": list(objective.parameters()), "peak_lr": config.mixing_lr},
     ]
     groups = [{"weight_decay": 0.0, **group, "lr": group["peak_lr"]} for group in groups if group["params"]]
-    return torch.optim.AdamW(groups)
+    # The usual pair for transformers: runs of a few hundred steps are too short for a memory of a thousand.
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95))
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> None:
