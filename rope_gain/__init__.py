@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from rope_gain.attachment import attach, detach, gain_modules
     from rope_gain.checkpoint import load_pretrained, save_pretrained
     from rope_gain.config import RopeGainConfig
+    from rope_gain.folding import fold
     from rope_gain.gain import RopeGain
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "RopeGainConfig",
     "attach",
     "detach",
+    "fold",
     "gain_modules",
     "load_pretrained",
     "save_pretrained",
@@ -24,6 +26,7 @@ _HOMES = {
     "RopeGainConfig": "config",
     "attach": "attachment",
     "detach": "attachment",
+    "fold": "folding",
     "gain_modules": "attachment",
     "load_pretrained": "checkpoint",
     "save_pretrained": "checkpoint",

@@ -46,7 +46,7 @@ def detach(model: "PreTrainedModel") -> None:
     family = find_family(type(model).__name__)
     if type(model).__name__ != family.laid_architecture:
         raise ValueError("model: it has no gains to detach")
-    for layer in _decoder_layers(model, family):
+    for layer in decoder_layers(model, family):
         del layer.self_attn.rope_gain
     del model.config.rope_gain
     swap_classes(model, {gained: stock for stock, gained in gained_classes(family).items()})
@@ -59,19 +59,24 @@ def gain_modules(model: "PreTrainedModel") -> dict[int, RopeGain]:
         ValueError: the model's class is not supported.
     """
     family = find_family(type(model).__name__)
-    gains = (getattr(layer.self_attn, "rope_gain", None) for layer in _decoder_layers(model, family))
+    gains = (getattr(layer.self_attn, "rope_gain", None) for layer in decoder_layers(model, family))
     return {number: gain for number, gain in enumerate(gains) if gain is not None}
 
 
 def install(model: "PreTrainedModel", family: Family, config: RopeGainConfig) -> None:
     """Registers the gain parameters and records the configuration; the classes are the caller's to swap."""
-    layers = _decoder_layers(model, family)
+    layers = decoder_layers(model, family)
     gained = config.gained_layers(len(layers))
     for number, layer in enumerate(layers):
         attention = layer.self_attn
         attention.register_module("rope_gain", _make_gain(attention, config) if number in gained else None)
     # Saved with the model's own configuration, where every loader looks for it.
     model.config.rope_gain = config.to_dict()
+
+
+def decoder_layers(model: "PreTrainedModel", family: Family) -> Any:
+    """The text decoder's layers, in order."""
+    return model.get_submodule(family.decoder).layers
 
 
 def gained_classes(family: Family) -> Mapping[type[nn.Module], type[nn.Module]]:
@@ -94,7 +99,3 @@ def _make_gain(attention: Any, config: RopeGainConfig) -> RopeGain:
         head_dim=attention.head_dim,
         device=attention.q_proj.weight.device,
     )
-
-
-def _decoder_layers(model: "PreTrainedModel", family: Family) -> Any:
-    return model.get_submodule(family.decoder).layers
