@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from distill import train
+from distill import fold, train
 from distill.evaluate import command as evaluate
 from distill.miniature import command as miniature
 
@@ -13,6 +13,7 @@ _EXAMPLES = """examples:
   distill train recipe.yaml train.steps=300 --resume          change a setting, go on where it stopped
   distill evaluate runs/miniature/student                     measure its effective window
   distill evaluate http://127.0.0.1:8000/v1                   the same through the server
+  distill fold runs/static/student runs/static/folded         static gains into the weights: a stock checkpoint
   distill miniature build                                     retrain the committed teacher and base student
 """
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (train, evaluate, miniature):
+    for module in (train, evaluate, fold, miniature):
         module.add_parser(verbs)
     chosen = parser.parse_args(arguments)
     try:
