@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import rope_gain
 from distill.checkpoint import laid_record, weights_sha256, whole_folder, write_laid
 from distill.loading import resolve_path
 from distill.recipe import Recipe
@@ -33,7 +34,6 @@ def export_student(
         digest = weights_sha256(Path(resolve_path(recipe.teacher.path)))
         teacher = {"path": recipe.teacher.path, "sha256": digest}
     with whole_folder(folder) as partial:
-        # A loaded Qwen2.5-VL would otherwise save the tensor names of its first release, which no gain has.
-        model.save_pretrained(partial, save_original_format=False)
+        rope_gain.save_pretrained(model, partial)
         processor.save_pretrained(partial)
         write_laid(partial, laid_record("student", recipe=asdict(recipe), teacher=teacher, training=training))
