@@ -10,7 +10,7 @@ from distill.miniature import command as miniature
 
 _EXAMPLES = """examples:
   distill train distill/recipes/miniature.yaml                make the miniature LAid student
-  distill train recipe.yaml train.steps=300 --resume          change a setting, go on where it stopped
+  distill train recipe.yaml train.steps=300 --resume          change a setting; go on if it was stopped before
   distill evaluate runs/miniature/student                     measure its effective window
   distill evaluate http://127.0.0.1:8000/v1                   the same through the server
   distill fold runs/static/student runs/static/folded         static gains into the weights: a stock checkpoint
