@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill.miniature.items import make_item
-from rope_gain import RopeGainConfig, attach, gain_modules, load_pretrained, save_pretrained
+from rope_gain import RopeGainConfig, attach, fold, gain_modules, load_pretrained, save_pretrained
 
 pytestmark = pytest.mark.engine
 
@@ -44,7 +44,7 @@ def items():
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory, make_model, randomize, processor):
-    """Folders by name: the same weights with each kind of gain, and one that lacks a gain tensor."""
+    """Folders by name: the same weights with each kind of gain, one that lacks a gain tensor, and one folded."""
     root = tmp_path_factory.mktemp("checkpoints")
     for name, config in CONFIGS.items():
         model = make_model()
@@ -58,6 +58,10 @@ def checkpoints(tmp_path_factory, make_model, randomize, processor):
     stored = load_file(root / "incomplete" / "laid.safetensors")
     del stored[MISSING]
     save_file(stored, root / "incomplete" / "laid.safetensors", metadata={"format": "pt"})
+    folded = load_pretrained(root / "static")
+    fold(folded)
+    save_pretrained(folded, root / "folded")
+    processor.save_pretrained(root / "folded")
     return root
 
 
@@ -111,6 +115,12 @@ def engine_results(run_worker):
     return run_worker(PARITY_RUNS | refused)
 
 
+@pytest.fixture(scope="module")
+def results_without_plug_in(run_worker):
+    runs = {"unknown": {"checkpoint": "log"}, "folded": {"checkpoint": "folded"}}
+    return run_worker(runs, VLLM_PLUGINS="laid_wheel_guard")
+
+
 @torch.no_grad()
 def hugging_face(model, processor, items):
     """What `engine_worker.answer` returns, from transformers."""
@@ -150,15 +160,22 @@ def largest_difference(found, expected, key):
     )
 
 
+def assert_agreement(name, found, expected):
+    """Prints what `pytest -s` shows, and checks it."""
+    difference = largest_difference(found, expected, "prompt_logprobs")
+    print(f"{name}: largest difference of prompt log-probabilities {difference:.1e}")
+    assert [result["prompt_ids"] for result in found] == [result["prompt_ids"] for result in expected]
+    assert difference <= TOLERANCE
+    assert [result["tokens"] for result in found] == [result["tokens"] for result in expected]
+    assert largest_difference(found, expected, "logprobs") <= TOLERANCE
+
+
 @pytest.mark.parametrize("run", PARITY_RUNS)
 def test_vllm_agrees_with_hugging_face(engine_results, checkpoints, processor, items, run):
     expected = hugging_face(load_pretrained(checkpoints / PARITY_RUNS[run]["checkpoint"]), processor, items)
     found = engine_results[run]
 
-    assert [result["prompt_ids"] for result in found] == [result["prompt_ids"] for result in expected]
-    assert largest_difference(found, expected, "prompt_logprobs") <= TOLERANCE
-    assert [result["tokens"] for result in found] == [result["tokens"] for result in expected]
-    assert largest_difference(found, expected, "logprobs") <= TOLERANCE
+    assert_agreement(run, found, expected)
 
 
 @pytest.mark.parametrize("name", GAINED)
@@ -171,7 +188,9 @@ def test_ignoring_the_gains_would_show(engine_results, checkpoints, processor, i
 
     ignoring = hugging_face(model, processor, items)
 
-    assert largest_difference(engine_results[f"{name}-eager"], ignoring, "prompt_logprobs") > 100 * TOLERANCE
+    difference = largest_difference(engine_results[f"{name}-eager"], ignoring, "prompt_logprobs")
+    print(f"{name}, gains ignored: largest difference of prompt log-probabilities {difference:.2f}")
+    assert difference > 100 * TOLERANCE
 
 
 def test_a_checkpoint_that_lacks_a_gain_is_refused(engine_results):
@@ -185,8 +204,12 @@ def test_the_stock_class_refuses_the_gains(engine_results):
     assert "no module or parameter named 'layers.0.self_attn.rope_gain'" in (engine_results["forced_stock"]["error"])
 
 
-def test_without_the_plug_in_the_architecture_is_refused(run_worker):
-    results = run_worker({"unknown": {"checkpoint": "log"}}, VLLM_PLUGINS="laid_wheel_guard")
+def test_without_the_plug_in_the_architecture_is_refused(results_without_plug_in):
+    error = results_without_plug_in["unknown"]["error"]
+    assert "LAidQwen2_5_VLForConditionalGeneration" in error
+    assert "not supported" in error
 
-    assert "LAidQwen2_5_VLForConditionalGeneration" in results["unknown"]["error"]
-    assert "not supported" in results["unknown"]["error"]
+
+def test_a_folded_checkpoint_needs_no_plug_in(results_without_plug_in, checkpoints, processor, items):
+    unfolded = hugging_face(load_pretrained(checkpoints / "static"), processor, items)
+    assert_agreement("static, folded", results_without_plug_in["folded"], unfolded)
