@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from distill.interrupt import StopRequest
+
 SAVE_EVERY = 100
 
 Progress = dict[str, float]
@@ -43,28 +45,31 @@ def run_phase(
             Its random numbers must follow from i alone, so that a resumed run equals an unbroken one.
         progress: numbers that live from step to step, at their first values.
         file: written every `SAVE_EVERY` steps, at the end, and on Ctrl-C.
+
+    Raises:
+        KeyboardInterrupt: stopped by Ctrl-C, after the step under way was finished and saved.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=0.01)
     done = _load(file, model, optimizer, progress)
-    with tqdm(total=schedule.steps, initial=done, desc=label, unit="step") as bar:
-        try:
-            while done < schedule.steps:
-                loss = step_loss(done, progress)
-                for group in optimizer.param_groups:
-                    group["lr"] = schedule.rate(done)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                done += 1
-                shown = {"loss": loss.item(), **progress}
-                bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
-                bar.update()
-                if done % SAVE_EVERY == 0:
-                    _save(file, model, optimizer, progress, done)
-        finally:
-            _save(file, model, optimizer, progress, done)
+    with StopRequest() as stop, tqdm(total=schedule.steps, initial=done, desc=label, unit="step") as bar:
+        while done < schedule.steps and not stop.is_set:
+            loss = step_loss(done, progress)
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate(done)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            done += 1
+            shown = {"loss": loss.item(), **progress}
+            bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
+            bar.update()
+            if done % SAVE_EVERY == 0:
+                _save(file, model, optimizer, progress, done)
+        _save(file, model, optimizer, progress, done)
+    if done < schedule.steps:
+        raise KeyboardInterrupt
 
 
 def _save(file: Path, model: nn.Module, optimizer: Any, progress: Progress, done: int) -> None:
