@@ -246,3 +246,8 @@ def build_model(tokenizer: Any, seed: int) -> Qwen2_5_VLForConditionalGeneration
         model.model.language_model.norm.weight.mul_(6)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+@pytest.fixture
+def padded_batch(make_inputs):
+    return make_inputs(images=(2, 5))

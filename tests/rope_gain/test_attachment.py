@@ -20,11 +20,6 @@ CONFIGS = [
 ]
 
 
-@pytest.fixture
-def padded_batch(make_inputs):
-    return make_inputs(images=(2, 5))
-
-
 @torch.no_grad()
 def logits(model, inputs):
     return model(**inputs).logits

@@ -23,11 +23,6 @@ def every_static_config():
         yield pytest.param(config, id=f"{granularity}-{target}-{name}")
 
 
-@pytest.fixture
-def padded_batch(make_inputs):
-    return make_inputs(images=(2, 5))
-
-
 @torch.no_grad()
 def logits(model, inputs):
     return model(**inputs).logits
