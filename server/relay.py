@@ -20,6 +20,7 @@ from server.upstream import Upstream, engine_failure, read_answer
 from server.usage import complete_usage
 
 EVENT_END = b"\n\n"
+DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,24 +85,31 @@ class Exchange(Response):
                 "x-accel-buffering": "no",
             }
             await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
-            try:
-                await self._pump(response, send)
-            except httpx.TransportError:
-                lost = GatewayError(502, Reason.ENGINE_FAILED, "The connection to the engine was lost.")
-                await _send_chunk(send, self._error_event(lost))
-        await send({"type": "http.response.body", "body": b""})
+            last = await self._pump(response, send)
+        await send({"type": "http.response.body", "body": last})
 
-    async def _pump(self, response: httpx.Response, send: Send) -> None:
-        """Passes on what the engine sends as it comes: whole events, as many as there are."""
-        first = True
-        async for events in _whole_events(response.aiter_raw()):
-            if first:
-                # The engine's first event comes with its first token.
-                self._relay.metrics.time_to_first_token_seconds.observe(time.perf_counter() - self._started)
-                first = False
-            passed = b"".join(self._pass(event) for event in events)
-            if passed:
-                await _send_chunk(send, passed)
+    async def _pump(self, response: httpx.Response, send: Send) -> bytes:
+        """Passes on what the engine sends as it comes, whole events, as many as there are; returns the last one.
+
+        Many clients leave at `[DONE]`. It is held back until the engine has closed its stream, so that nobody who has
+        the whole answer is counted as having left, and the connection to the engine is free for the next request.
+        """
+        first, last = True, b""
+        try:
+            async for events in _whole_events(response.aiter_raw()):
+                if first:
+                    # The engine's first event comes with its first token.
+                    self._relay.metrics.time_to_first_token_seconds.observe(time.perf_counter() - self._started)
+                    first = False
+                if events[-1] == DONE:
+                    last = events.pop()
+                passed = b"".join(self._pass(event) for event in events)
+                if passed:
+                    await send({"type": "http.response.body", "body": passed, "more_body": True})
+        except httpx.TransportError:
+            lost = GatewayError(502, Reason.ENGINE_FAILED, "The connection to the engine was lost.")
+            return last or self._error_event(lost)
+        return last
 
     def _pass(self, event: bytes) -> bytes:
         """An event as the client gets it; nearly all are the engine's own bytes."""
@@ -156,10 +164,6 @@ def _event_json(event: bytes) -> dict[str, Any]:
 
 def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(value) + EVENT_END
-
-
-async def _send_chunk(send: Send, body: bytes) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:

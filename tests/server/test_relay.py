@@ -89,6 +89,37 @@ async def test_each_chunk_is_passed_on_when_it_comes(cued_engine: Any, start_gat
     assert await metric(gateway, "laid_time_to_first_token_seconds_count", model="tiny") == 1
 
 
+async def test_a_client_that_leaves_at_done_has_left_a_finished_exchange(
+    cued_engine: Any, start_gateway: Start, chat: Make
+) -> None:
+    ended = False
+
+    async def answer(_: Request) -> Response:
+        async def body() -> AsyncIterator[bytes]:
+            nonlocal ended
+            yield event(delta("a")) + event(b"[DONE]")
+            # Time enough for an early [DONE] to arrive; a held one arrives after `ended` however long this takes.
+            await asyncio.sleep(0.05)
+            ended = True
+
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    cued_engine.answer = answer
+    gateway = await start_gateway()
+    async with gateway.stream("POST", CHAT, json=chat(stream=True)) as response:
+        async for chunk in response.aiter_raw():
+            if b"[DONE]" in chunk:
+                break
+    assert ended
+
+    async def is_counted() -> bool:
+        return "laid_requests_total{" + f'route="{CHAT}",status="200"}} 1.0' in (await gateway.get("/metrics")).text
+
+    await eventually(is_counted, seconds=5)
+    assert await metric(gateway, "laid_errors_total", reason="client_left") == 0
+    assert await metric(gateway, "laid_request_seconds_count", model="tiny") == 1
+
+
 async def test_events_cut_anywhere_arrive_whole(cued_engine: Any, start_gateway: Start, chat: Make) -> None:
     whole = event(delta('a "usage":{ b')) + event(delta("ü\n\n")) + event(usage_chunk(11)) + event(b"[DONE]")
     cued_engine.answer = streaming(*(whole[i : i + 7] for i in range(0, len(whole), 7)))
