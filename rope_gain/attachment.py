@@ -1,7 +1,5 @@
 """Puts gains into a Hugging Face model, and takes them out again."""
 
-import importlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -23,18 +21,18 @@ def attach(model: "PreTrainedModel", config: RopeGainConfig) -> None:
     name.
 
     Args:
-        model: a `transformers.Qwen2_5_VLForConditionalGeneration`, with any attention implementation.
+        model: a transformers model of one of `rope_gain.families.FAMILIES`, with any attention implementation.
         config: shape, target and position law of the gains.
 
     Raises:
-        ValueError: the model's class is not supported, it has gains already, or `config.layers` names a layer
-            that the model does not have.
+        ValueError: the model's class or its decoder's is not supported, it has gains already, or `config.layers`
+            names a layer that the model does not have.
     """
     family = find_family(type(model).__name__)
     if type(model).__name__ != family.architecture:
         raise ValueError("model: it has gains already; detach them first")
     install(model, family, config)
-    swap_classes(model, gained_classes(family))
+    swap_classes(model, family)
 
 
 def detach(model: "PreTrainedModel") -> None:
@@ -49,7 +47,7 @@ def detach(model: "PreTrainedModel") -> None:
     for layer in decoder_layers(model, family):
         del layer.self_attn.rope_gain
     del model.config.rope_gain
-    swap_classes(model, {gained: stock for stock, gained in gained_classes(family).items()})
+    swap_classes(model, family, back=True)
 
 
 def gain_modules(model: "PreTrainedModel") -> dict[int, RopeGain]:
@@ -64,8 +62,13 @@ def gain_modules(model: "PreTrainedModel") -> dict[int, RopeGain]:
 
 
 def install(model: "PreTrainedModel", family: Family, config: RopeGainConfig) -> None:
-    """Registers the gain parameters and records the configuration; the classes are the caller's to swap."""
+    """Registers the gain parameters and records the configuration; the classes are the caller's to swap.
+
+    Raises:
+        ValueError: the decoder is not the family's, or the configuration does not fit it. The model is as it was.
+    """
     layers = decoder_layers(model, family)
+    _check_decoder(layers, family)
     gained = config.gained_layers(len(layers))
     for number, layer in enumerate(layers):
         attention = layer.self_attn
@@ -79,23 +82,35 @@ def decoder_layers(model: "PreTrainedModel", family: Family) -> Any:
     return model.get_submodule(family.decoder).layers
 
 
-def gained_classes(family: Family) -> Mapping[type[nn.Module], type[nn.Module]]:
-    """The family's subclasses with gains, by the stock class they stand in for."""
-    classes: Mapping[type[nn.Module], type[nn.Module]] = importlib.import_module(family.adapter).GAINED_CLASSES
-    return classes
+def swap_classes(model: nn.Module, family: Family, *, back: bool = False) -> None:
+    """Makes every module of one of the family's stock classes an instance of its subclass with gains, or back."""
+    from rope_gain.hugging_face import gained_classes
 
-
-def swap_classes(model: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]]) -> None:
-    """Makes every module whose class is a key an instance of the class it maps to."""
+    classes = gained_classes(family)
+    if back:
+        classes = {gained: stock for stock, gained in classes.items()}
     for module in model.modules():
         module.__class__ = classes.get(type(module), type(module))
+
+
+def _check_decoder(layers: Any, family: Family) -> None:
+    """Some families take any text model for their decoder; one of another class would keep its own forward."""
+    from rope_gain.hugging_face import load_class
+
+    expected = load_class(family.attention)
+    for number, layer in enumerate(layers):
+        if type(layer.self_attn) is not expected:
+            raise ValueError(
+                f"model: layers.{number}.self_attn of its decoder is a {type(layer.self_attn).__name__}, expected "
+                f"{expected.__name__}: gains in {family.architecture} are supported over that decoder alone"
+            )
 
 
 def _make_gain(attention: Any, config: RopeGainConfig) -> RopeGain:
     return RopeGain(
         config,
-        num_heads=attention.num_heads,
-        num_key_value_heads=attention.num_key_value_heads,
+        num_heads=attention.config.num_attention_heads,
+        num_key_value_heads=attention.config.num_key_value_heads,
         head_dim=attention.head_dim,
         device=attention.q_proj.weight.device,
     )

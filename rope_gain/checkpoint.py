@@ -1,6 +1,5 @@
 """Reads and writes checkpoint folders, with gains or without."""
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,8 @@ def load_pretrained(folder: str | Path, **kwargs: Any) -> "PreTrainedModel":
     wheel_guard.install()
     import transformers
 
+    from rope_gain.hugging_face import laid_class
+
     folder = Path(folder)
     config = read_config(folder)
     [architecture] = config["architectures"]
@@ -36,8 +37,8 @@ def load_pretrained(folder: str | Path, **kwargs: Any) -> "PreTrainedModel":
     if has_gains != ("rope_gain" in config):
         expected = "with" if has_gains else "without"
         raise ValueError(f"{folder}/config.json: architecture {architecture} goes {expected} a rope_gain block")
-    module = importlib.import_module(family.adapter) if has_gains else transformers
-    model: PreTrainedModel = getattr(module, architecture).from_pretrained(folder, **kwargs)
+    model_class = laid_class(family) if has_gains else getattr(transformers, architecture)
+    model: PreTrainedModel = model_class.from_pretrained(folder, **kwargs)
     return model
 
 

@@ -33,32 +33,25 @@ def response_gain(a_HP: Tensor, b_HP: Tensor | None, positions_TP: Tensor, refer
     return torch.exp(log_gain)
 
 
-def scale_rotation(gain: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Multiplies the rotation by the gain in float32 and casts once: a gain of 1 leaves stock cos and sin.
+def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None = None) -> Tensor:
+    """Rotates pair i, which is dimensions i and i+P (the half-split, "neox" layout), and multiplies it by its gain.
+
+    The operations and their order are those of transformers' `apply_rotary_pos_emb`, in x's dtype, up to the sum of
+    the two products. That sum and the gain are float32, and their product is cast once. So a gain of 1 gives stock's
+    bits, and any other gain stock's relative error: the roundings are the same ones.
 
     Args:
-        gain: float32 [B or nothing, H or 1, T or 1, P or 1], from `response_gain`.
-        cos_BTD: float32 [B, T, D], both halves equal, as Hugging Face's rotary embeddings return it.
-        sin_BTD: likewise.
-        dtype: of the result, the attention layer's own.
-
-    Returns:
-        cos and sin, [B, H or 1, T, D], in `dtype`.
-    """
-    num_pairs = cos_BTD.shape[-1] // 2
-    halves = [(gain * angle_BTD[:, None, :, :num_pairs]).to(dtype) for angle_BTD in (cos_BTD, sin_BTD)]
-    cos, sin = (torch.cat((half, half), dim=-1) for half in halves)
-    return cos, sin
-
-
-def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates pair i, which is dimensions i and i+P (the half-split, "neox" layout).
-
-    The operations and their order are those of transformers' `apply_rotary_pos_emb`, so that equal cos and
-    sin give equal bits.
+        x_BHTD: query or key, [B, H, T, D].
+        cos: as Hugging Face's rotary embeddings return it, both halves equal, [B, 1, T, D], in x's dtype.
+        sin: likewise.
+        gain: float32 [B or nothing, H or 1, T or 1, P or 1], from `response_gain`; None is a gain of 1.
     """
     first, second = x_BHTD.chunk(2, dim=-1)
-    return (x_BHTD * cos) + (torch.cat((-second, first), dim=-1) * sin)
+    stretched, turned = x_BHTD * cos, torch.cat((-second, first), dim=-1) * sin
+    if gain is None:
+        return stretched + turned
+    both_halves = torch.cat((gain, gain), dim=-1) if gain.shape[-1] > 1 else gain
+    return ((stretched.float() + turned.float()) * both_halves).to(x_BHTD.dtype)
 
 
 class RopeGain(nn.Module):

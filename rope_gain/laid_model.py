@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rope_gain.attachment import gained_classes, install, swap_classes
+from rope_gain.attachment import install, swap_classes
 from rope_gain.config import RopeGainConfig
 from rope_gain.families import find_family
 from rope_gain.layout import STOCK_STEM, check_gain_tensors, check_not_mixed, publish, weights_entry
@@ -25,7 +25,7 @@ class LAidModel(_Base):
         super().__init__(config)
         family = find_family(type(self).__name__)
         install(self, family, RopeGainConfig.from_dict(config.rope_gain))
-        swap_classes(self, gained_classes(family))
+        swap_classes(self, family)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Self:
@@ -42,7 +42,7 @@ class LAidModel(_Base):
         shapes = gain_config.gain_shapes(
             num_heads=text.num_attention_heads,
             num_key_value_heads=text.num_key_value_heads,
-            head_dim=text.hidden_size // text.num_attention_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
         )
         check_gain_tensors(
             folder, find_family(cls.__name__), gain_config, num_layers=text.num_hidden_layers, shapes=shapes

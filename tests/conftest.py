@@ -16,6 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rope_gain import wheel_guard
+
+# Before any test module imports transformers.
+wheel_guard.install()
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -1,4 +1,3 @@
-# ruff: noqa: E402 (the guard comes before transformers)
 """A tiny random Qwen2.5-VL in which attention, and so the gain, matters; and what its decoder should compute."""
 
 from collections.abc import Callable, Iterator
@@ -8,24 +7,24 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-
-from rope_gain import gain_modules, wheel_guard
-
-wheel_guard.install()
-
-from transformers import AttentionInterface, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from distill.miniature.items import make_item
-from distill.miniature.processor import MERGE_SIZE, PATCH_SIZE, make_processor
+from distill.miniature.processor import make_processor
+from rope_gain import gain_modules
+from rope_gain.families import find_family
+from tests.rope_gain.models import (
+    CHUNKED,
+    HEAD_SIZE,
+    NUM_HEADS,
+    NUM_KEY_VALUE_HEADS,
+    ROPE_THETA,
+    build_tiny,
+    tiny_inputs,
+)
 
-NUM_LAYERS, NUM_HEADS, NUM_KEY_VALUE_HEADS = 2, 4, 2
-# The smallest that vLLM's attention takes on CPU.
-HEAD_SIZE = 32
-HIDDEN_SIZE = NUM_HEADS * HEAD_SIZE
-MROPE_SECTION = [4, 6, 6]
-ROPE_THETA = 10_000.0
+FAMILY = find_family("Qwen2_5_VLForConditionalGeneration")
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +33,8 @@ def processor() -> Any:
 
 
 @pytest.fixture(scope="session")
-def make_model(processor: Any) -> Callable[[], Any]:
-    return lambda: build_model(processor.tokenizer, seed=0)
+def make_model() -> Callable[[], Any]:
+    return lambda: build_tiny(FAMILY)[0]
 
 
 @pytest.fixture
@@ -47,18 +46,7 @@ def model(make_model: Callable[[], Any]) -> Any:
 def make_inputs(processor: Any) -> Callable[..., dict[str, Tensor]]:
     """Prompts with these numbers of images, padded on the left."""
 
-    def make(*, images: tuple[int, ...]) -> dict[str, Tensor]:
-        messages = [make_item(number, number, "open").messages() for number in images]
-        return processor.apply_chat_template(
-            messages,
-            tokenize=True,
-            add_generation_prompt=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True},
-        )
-
-    return make
+    return lambda *, images: tiny_inputs(processor, images=images)
 
 
 @pytest.fixture(scope="session")
@@ -135,8 +123,7 @@ def decoder_input(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor
     positions_3BT, _ = model.model.get_rope_index(
         inputs["input_ids"], inputs["mm_token_type_ids"], image_grid_thw=inputs["image_grid_thw"]
     )
-    axis_of_pair = [axis for axis, size in enumerate(MROPE_SECTION) for _ in range(size)]
-    return embeddings_TC.double(), positions_3BT[axis_of_pair, 0].T.double()
+    return embeddings_TC.double(), positions_3BT[CHUNKED, 0].T.double()
 
 
 @torch.no_grad()
@@ -196,56 +183,6 @@ def linear(x: Tensor, module: Any) -> Tensor:
 @torch.no_grad()
 def rms_norm(x: Tensor, module: Any) -> Tensor:
     return x * (x.square().mean(-1, keepdim=True) + module.variance_epsilon).rsqrt() * module.weight.double()
-
-
-def make_config(tokenizer: Any) -> Qwen2_5_VLConfig:
-    image, start, video = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|vision_start|>", "<|video_pad|>"])
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": 512,
-            "hidden_size": HIDDEN_SIZE,
-            "intermediate_size": 256,
-            "num_hidden_layers": NUM_LAYERS,
-            "num_attention_heads": NUM_HEADS,
-            "num_key_value_heads": NUM_KEY_VALUE_HEADS,
-            "max_position_embeddings": 1024,
-            "max_window_layers": NUM_LAYERS,
-            "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": MROPE_SECTION},
-            "bos_token_id": tokenizer.pad_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "tie_word_embeddings": True,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 64,
-            "num_heads": 2,
-            "intermediate_size": 128,
-            "out_hidden_size": HIDDEN_SIZE,
-            "patch_size": PATCH_SIZE,
-            "spatial_merge_size": MERGE_SIZE,
-            "window_size": 2 * PATCH_SIZE * MERGE_SIZE,
-            "fullatt_block_indexes": [1],
-        },
-        image_token_id=image,
-        video_token_id=video,
-        vision_start_token_id=start,
-        tie_word_embeddings=True,
-    )
-
-
-def build_model(tokenizer: Any, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """Query, key and final norm are scaled up: a plain random model attends evenly and no gain would show."""
-    torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(make_config(tokenizer)).float().eval()
-    with torch.no_grad():
-        for layer in model.model.language_model.layers:
-            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
-                projection.weight.mul_(6)
-                projection.bias.normal_()
-        model.model.language_model.norm.weight.mul_(6)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
 
 
 @pytest.fixture

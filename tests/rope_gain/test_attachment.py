@@ -166,7 +166,7 @@ class UnsupportedModel(nn.Module):
 
 @pytest.mark.parametrize("function", [lambda m: attach(m, PER_HEAD), detach, gain_modules])
 def test_unsupported_models_are_refused_with_the_list_of_supported_ones(function):
-    message = "got 'UnsupportedModel', expected one with support for gains: Qwen2_5_VLForConditionalGeneration"
+    message = "got 'UnsupportedModel', expected one with support for gains: Qwen2ForCausalLM, Qwen3ForCausalLM, "
     with pytest.raises(ValueError, match=message):
         function(UnsupportedModel())
 
