@@ -1,4 +1,4 @@
-"""`distill fold`: static gains into the projections, for a checkpoint that any engine runs."""
+"""`distill fold`: static gains into the weights, for a checkpoint that any engine runs."""
 
 import argparse
 import random
@@ -9,24 +9,40 @@ from typing import TYPE_CHECKING
 
 from distill.checkpoint import LAID_FILE, laid_record, read_laid, weights_sha256, whole_folder, write_laid
 from rope_gain import wheel_guard
+from rope_gain.layout import read_config
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from transformers import PreTrainedModel
+
+    from distill.gains import CheckpointGains
 
 _EXAMPLES = """examples:
   distill fold runs/static/student runs/static/folded
+  distill fold runs/miniature/student runs/miniature/folded --partial
 
-The logits before and after, on a prompt of several images, may differ by rounding only: by 1e-4 of the largest logit
-in float32; and a 16-bit checkpoint, whose projections are rounded a second time, by no more than CHECKPOINT's own
-logits change when it is run in 16 bits. If they differ by more, OUT is not written.
+The gains go into the query and key projections or, in families with norms on query and key (Qwen3, Qwen3-VL), into
+those norms, which hold only gains that all heads share.
 
-Gains that depend on the position ('position: log') fold into no weight and are refused.
+The logits before and after, on a prompt of several images (of text for a text model), may differ by rounding only: by
+1e-4 of the largest logit in float32; and a 16-bit checkpoint, whose weights are rounded a second time, by no more than
+CHECKPOINT's own logits change when it is run in 16 bits. If they differ by more, OUT is not written.
+
+Gains that depend on the position ('position: log') fold into no weight and are refused. --partial folds their static
+factor exp(a) and keeps the rest: layers whose gain does not depend on the position become stock ones, and OUT is a
+checkpoint with gains unless all layers do.
 """
 
 # A prompt in which every M-RoPE axis moves: neither the images nor their sides are alike.
 _IMAGE_SIZES = ((128, 96), (96, 128), (64, 64), (128, 64), (112, 112), (64, 128))
 _QUESTION = "You are given a set of images. Please describe what differs between them."
+
+# For a text model; as long as the images make the other prompt.
+_TEXT = " ".join(f"Object {number} lies {7 * number % 31} steps from the door." for number in range(40))
+
+# What `make serve` runs: its gateway counts these models' image tokens.
+_GATEWAY_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 # The largest difference that passes, as a share of the largest logit: folding reorders float32 products, no more.
 _FLOAT32_SHARE = 1e-4
@@ -44,9 +60,10 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """The model without its gains beside the one with them, on one prompt of images, computed in float32."""
+    """The model without its gains beside the one with them, on one prompt, computed in float32."""
 
     images: int
+    """0 for a text model."""
     prompt_tokens: int
     folding: Difference
     """Of the folded model in float32."""
@@ -59,12 +76,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "fold",
         help="make a stock checkpoint of a student with static gains",
-        description="Fold static gains into the query and key projections: a stock checkpoint for any engine.",
+        description="Fold static gains into the weights before the rotation: a stock checkpoint for any engine.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint with static gains")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, which must not exist")
+    parser.add_argument("--partial", action="store_true", help="fold the part that folds, keep the rest as gains")
     parser.set_defaults(run=run)
 
 
@@ -75,36 +93,44 @@ def run(arguments: argparse.Namespace) -> int:
         ValueError: there are no gains, they cannot be folded, OUT exists, or the logits differ by more than rounding.
     """
     checkpoint, out = arguments.checkpoint, arguments.out
-    _check_gains(checkpoint)
-    with whole_folder(out) as partial:
-        proof = _fold_into(partial, checkpoint)
-        _copy_other_files(checkpoint, partial)
+    _check_gains(checkpoint, partial=arguments.partial)
+    with whole_folder(out) as folder:
+        proof = _fold_into(folder, checkpoint, partial=arguments.partial)
+        _copy_other_files(checkpoint, folder)
         record = read_laid(checkpoint) or laid_record("student")
         source = {"path": str(checkpoint), "sha256": weights_sha256(checkpoint)}
-        write_laid(partial, {**record, "folded": {"source": source, **asdict(proof)}})
-    print(f"largest difference of the logits on {proof.images} images, {proof.prompt_tokens} tokens:")
+        write_laid(folder, {**record, "folded": {"source": source, **asdict(proof)}})
+    prompt = f"{proof.images} images, {proof.prompt_tokens} tokens" if proof.images else f"{proof.prompt_tokens} tokens"
+    print(f"largest difference of the logits on {prompt}:")
     print(f"  folded in float32  {proof.folding.largest:.2g}  (at most {proof.folding.tolerance:.2g})")
     print(f"  as stored          {proof.stored.largest:.2g}  (at most {proof.stored.tolerance:.2g})")
-    print(f"the folded checkpoint is in {out}; serve it with: make serve MODEL={out}")
+    print(_how_to_serve(out))
     return 0
 
 
-def _check_gains(checkpoint: Path) -> None:
-    """Refuses what the configuration already tells, before gigabytes are read."""
-    from rope_gain.config import RopeGainConfig
+def _check_gains(checkpoint: Path, *, partial: bool) -> None:
+    """Refuses what the configuration and the gains already tell, before gigabytes are read."""
+    from distill.gains import read_gains
+
+    gains = read_gains(checkpoint)
+    refusal = _refusal(gains, partial=partial)
+    if refusal is None:
+        return
+    hint = "" if partial or _refusal(gains, partial=True) else "; --partial folds the static factor and keeps the rest"
+    raise ValueError(f"{checkpoint}/config.json: {refusal}{hint}")
+
+
+def _refusal(gains: "CheckpointGains", *, partial: bool) -> str | None:
     from rope_gain.folding import check_foldable
-    from rope_gain.layout import read_config
 
-    block = read_config(checkpoint).get("rope_gain")
-    if block is None:
-        raise ValueError(f"{checkpoint}: a stock checkpoint without gains, expected one with static gains to fold")
     try:
-        check_foldable(RopeGainConfig.from_dict(block))
+        check_foldable(gains.layers, has_norm=gains.has_norm, partial=partial)
     except ValueError as error:
-        raise ValueError(f"{checkpoint}/config.json: {error}") from error
+        return str(error)
+    return None
 
 
-def _fold_into(folder: Path, checkpoint: Path) -> Proof:
+def _fold_into(folder: Path, checkpoint: Path, *, partial: bool) -> Proof:
     """Writes the folded model and reads it back.
 
     Raises:
@@ -115,11 +141,11 @@ def _fold_into(folder: Path, checkpoint: Path) -> Proof:
 
     from rope_gain import load_pretrained
 
-    inputs = _make_inputs(checkpoint)
-    before_TV, folding, tolerance = _save_folded(folder, checkpoint, inputs)
+    inputs, num_images = _make_inputs(checkpoint)
+    before_TV, folding, tolerance = _save_folded(folder, checkpoint, inputs, partial=partial)
     stored_TV = _logits(load_pretrained(folder, dtype=torch.float32), inputs)
     return Proof(
-        images=len(_IMAGE_SIZES),
+        images=num_images,
         prompt_tokens=len(before_TV),
         folding=folding,
         stored=_compare(before_TV, stored_TV, tolerance, "as stored"),
@@ -127,7 +153,7 @@ def _fold_into(folder: Path, checkpoint: Path) -> Proof:
 
 
 def _save_folded(
-    folder: Path, checkpoint: Path, inputs: dict[str, "torch.Tensor"]
+    folder: Path, checkpoint: Path, inputs: dict[str, "torch.Tensor"], *, partial: bool
 ) -> tuple["torch.Tensor", Difference, float]:
     """Writes the folded model.
 
@@ -141,9 +167,9 @@ def _save_folded(
     own_TV = _logits(model, inputs)
     before_TV = _logits(model.float(), inputs)
     tolerance = _FLOAT32_SHARE * float(before_TV.abs().max())
-    fold(model)
+    fold(model, partial=partial)
     folding = _compare(before_TV, _logits(model, inputs), tolerance, "in float32")
-    # Scaled in float32 above, the projections of a 16-bit checkpoint are rounded only here.
+    # Scaled in float32 above, the weights of a 16-bit checkpoint are rounded only here.
     save_pretrained(model.to(dtype), folder)
     return before_TV, folding, max(tolerance, _largest_difference(before_TV, own_TV))
 
@@ -164,24 +190,34 @@ def _largest_difference(ours_TV: "torch.Tensor", theirs_TV: "torch.Tensor") -> f
     return float((ours_TV - theirs_TV).abs().max())
 
 
-def _make_inputs(checkpoint: Path) -> dict[str, "torch.Tensor"]:
-    """What the checkpoint's processor makes of a question about images of noise."""
-    from PIL import Image
-    from transformers import AutoProcessor
+def _make_inputs(checkpoint: Path) -> tuple[dict[str, "torch.Tensor"], int]:
+    """A prompt as the checkpoint's processor or tokenizer makes it, and the number of its images."""
+    from transformers import AutoProcessor, AutoTokenizer
 
-    rng = random.Random(0)
-    images = [
-        Image.frombytes("RGB", (width, height), rng.randbytes(3 * width * height)) for width, height in _IMAGE_SIZES
-    ]
+    inputs: dict[str, torch.Tensor]
+    if "vision_config" not in read_config(checkpoint):
+        inputs = AutoTokenizer.from_pretrained(checkpoint)(_TEXT, return_tensors="pt")
+        return inputs, 0
+    images = _make_images()
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": _QUESTION}]
-    inputs: dict[str, torch.Tensor] = AutoProcessor.from_pretrained(checkpoint).apply_chat_template(
+    inputs = AutoProcessor.from_pretrained(checkpoint).apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
     )
-    return inputs
+    return inputs, len(images)
+
+
+def _make_images() -> "list[Image]":
+    """Images of noise."""
+    import PIL.Image
+
+    rng = random.Random(0)
+    return [
+        PIL.Image.frombytes("RGB", (width, height), rng.randbytes(3 * width * height)) for width, height in _IMAGE_SIZES
+    ]
 
 
 def _logits(model: "PreTrainedModel", inputs: dict[str, "torch.Tensor"]) -> "torch.Tensor":
@@ -191,6 +227,14 @@ def _logits(model: "PreTrainedModel", inputs: dict[str, "torch.Tensor"]) -> "tor
     with torch.inference_mode():
         logits_TV: torch.Tensor = model.eval()(**inputs).logits[0]
     return logits_TV
+
+
+def _how_to_serve(folder: Path) -> str:
+    config = read_config(folder)
+    command = f"make serve MODEL={folder}" if config["model_type"] in _GATEWAY_TYPES else f"vllm serve {folder}"
+    if "rope_gain" not in config:
+        return f"the folded checkpoint is in {folder}; serve it with: {command}"
+    return f"the checkpoint in {folder} keeps the gains that do not fold; serve it, with this package, by: {command}"
 
 
 def _copy_other_files(source: Path, target: Path) -> None:

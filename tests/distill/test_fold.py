@@ -15,8 +15,29 @@ from distill.checkpoint import laid_record, read_laid, weights_sha256, write_lai
 from distill.cli import main
 from distill.miniature.items import make_item
 from rope_gain import RopeGainConfig
+from rope_gain.families import FAMILIES, Family, find_family
+from tests.rope_gain.models import build_tiny, has_images, tiny_inputs
 
+SHARED = RopeGainConfig(target="query_key", position="static")
+GROWING = RopeGainConfig(target="query_key", position="log", reference_length=16)
 STATIC = RopeGainConfig(granularity="layer_head_frequency", target="query_key", position="static")
+
+
+def attach_random(model: Any, config: RopeGainConfig) -> None:
+    rope_gain.attach(model, config)
+    generator = torch.Generator().manual_seed(1)
+    for gain in rope_gain.gain_modules(model).values():
+        for parameter in gain.parameters():
+            parameter.data.normal_(0, 0.3, generator=generator)
+
+
+def write_family(folder: Path, family: Family, config: RopeGainConfig) -> tuple[Any, Any]:
+    """Writes the family's tiny model with random gains; returns it with its processor."""
+    model, processor = build_tiny(family)
+    attach_random(model, config)
+    rope_gain.save_pretrained(model, folder)
+    processor.save_pretrained(folder)
+    return model, processor
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +48,7 @@ def write_gained(
 
     def write(folder: Path, config: RopeGainConfig, dtype: torch.dtype) -> torch.nn.Module:
         model = rope_gain.load_pretrained(model_folders["base"], dtype=dtype)
-        rope_gain.attach(model, config)
-        generator = torch.Generator().manual_seed(1)
-        for gain in rope_gain.gain_modules(model).values():
-            for parameter in gain.parameters():
-                parameter.data.normal_(0, 0.3, generator=generator)
+        attach_random(model, config)
         rope_gain.save_pretrained(model, folder)
         processor.save_pretrained(folder)
         record = laid_record("student", training={"steps": 3, "seconds": 1.0, "losses": {}})
@@ -140,8 +157,64 @@ def test_a_checkpoint_without_laid_json_gets_one(gained: Path, tmp_path: Path) -
     assert "folded" in record
 
 
-def refusal(capsys: pytest.CaptureFixture[str], source: Path, out: Path) -> str:
-    assert main(["fold", str(source), str(out)]) == 1
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.architecture)
+def test_every_family_folds_into_what_plain_transformers_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: Family
+) -> None:
+    import transformers
+
+    model, processor = write_family(tmp_path / "gained", family, SHARED)
+
+    assert main(["fold", str(tmp_path / "gained"), str(tmp_path / "out")]) == 0
+
+    plain = getattr(transformers, family.architecture).from_pretrained(tmp_path / "out")
+    inputs = tiny_inputs(processor, images=(3,))
+    expected = logits(model, inputs)
+    torch.testing.assert_close(logits(plain, inputs), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    record = read_laid(tmp_path / "out")
+    assert record is not None
+    images, tokens = record["folded"]["images"], record["folded"]["prompt_tokens"]
+    assert images == (6 if has_images(processor) else 0)
+    assert tokens > 20
+    printed = capsys.readouterr().out
+    prompt = f"{images} images, {tokens} tokens" if images else f"{tokens} tokens"
+    assert f"largest difference of the logits on {prompt}:" in printed
+    command = "make serve MODEL=" if re.match("Qwen.*VL", family.architecture) else "vllm serve "
+    assert printed.endswith(f"serve it with: {command}{tmp_path / 'out'}\n")
+
+
+@pytest.mark.parametrize("name", ["Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"])
+def test_partial_folds_the_static_factor_and_keeps_the_slope(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    model, processor = write_family(tmp_path / "gained", find_family(name), GROWING)
+
+    assert main(["fold", str(tmp_path / "gained"), str(tmp_path / "out"), "--partial"]) == 0
+
+    folded = rope_gain.load_pretrained(tmp_path / "out")
+    inputs = tiny_inputs(processor, images=(3,))
+    expected = logits(model, inputs)
+    torch.testing.assert_close(logits(folded, inputs), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    kept, old = rope_gain.gain_modules(folded), rope_gain.gain_modules(model)
+    assert kept.keys() == old.keys()
+    for number, gain in kept.items():
+        assert not gain.query_a.any()
+        assert torch.equal(gain.query_b, old[number].query_b)  # type: ignore[arg-type]
+    assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {"laid.safetensors"}
+    assert (
+        f"keeps the gains that do not fold; serve it, with this package, by: make serve MODEL={tmp_path / 'out'}\n"
+        in (capsys.readouterr().out)
+    )
+
+
+def test_partial_makes_a_stock_checkpoint_where_everything_folds(gained: Path, folded: Path, tmp_path: Path) -> None:
+    assert main(["fold", str(gained), str(tmp_path / "out"), "--partial"]) == 0
+    assert weights_sha256(tmp_path / "out") == weights_sha256(folded)
+    assert (tmp_path / "out" / "config.json").read_bytes() == (folded / "config.json").read_bytes()
+
+
+def refusal(capsys: pytest.CaptureFixture[str], source: Path, out: Path, *options: str) -> str:
+    assert main(["fold", str(source), str(out), *options]) == 1
     # After the bars that transformers draws.
     return capsys.readouterr().err.splitlines()[-1]
 
@@ -152,8 +225,41 @@ def test_gains_that_depend_on_the_position_are_refused(
     write_gained(tmp_path / "gained", RopeGainConfig(position="log"), torch.float32)
     message = refusal(capsys, tmp_path / "gained", tmp_path / "out")
     assert message.startswith(f"distill: {tmp_path / 'gained'}/config.json: rope_gain.position: got 'log'")
-    assert "train with 'position: static' instead" in message
+    assert message.endswith(
+        "train with 'position: static' instead; --partial folds the static factor and keeps the rest"
+    )
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_partial_fold_left_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_family(tmp_path / "gained", find_family("Qwen2ForCausalLM"), GROWING)
+    assert main(["fold", str(tmp_path / "gained"), str(tmp_path / "partial"), "--partial"]) == 0
+    for options in ([], ["--partial"]):
+        message = refusal(capsys, tmp_path / "partial", tmp_path / "out", *options)
+        assert message.endswith("train with 'position: static' instead")
+    assert "no part of the gains folds" in message
+
+
+@pytest.mark.parametrize("options", [[], ["--partial"]], ids=["whole", "partial"])
+def test_gains_per_head_behind_a_norm_are_refused_before_the_weights_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    write_family(tmp_path / "gained", find_family("Qwen3VLForConditionalGeneration"), STATIC)
+
+    message = refusal(capsys, tmp_path / "gained", tmp_path / "out", *options)
+    reason = "rope_gain.granularity: got 'layer_head_frequency', expected 'layer' or 'layer_frequency' to fold"
+    # Only what reads no weights names the file.
+    assert message.startswith(f"distill: {tmp_path / 'gained'}/config.json: ")
+    assert reason in message
+    assert message.endswith("train with 'granularity: layer_frequency' and 'position: static' instead")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folded_checkpoint_is_refused_with_where_its_gains_are(
+    gained: Path, folded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, folded, tmp_path / "out")
+    assert message.endswith(f"; its gains were folded into its weights and are still in {gained}")
 
 
 def test_a_stock_checkpoint_is_refused(
