@@ -1,19 +1,23 @@
 """The LAid architectures: stock vLLM models whose decoder layers rotate with a gain."""
 
+import dataclasses
+import importlib
 from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
-from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
-from vllm.model_executor.models.utils import PPMissingLayer, WeightsMapper
+from vllm.logger import init_logger
+from vllm.model_executor.models.utils import PPMissingLayer
 
 from rope_gain.config import RopeGainConfig
+from rope_gain.families import Family, find_family
+from rope_gain.vllm.check import check_rotation
 from rope_gain.vllm.rotary import GainedRotaryEmbedding, HeadRange
 
-# In the checkpoint the gain stands beside the projections; here it belongs to the module that applies it.
-GAIN_NAMES = WeightsMapper(orig_to_new_substr={".self_attn.rope_gain.": ".self_attn.rotary_emb."})
+logger = init_logger(__name__)
 
 if TYPE_CHECKING:
 
@@ -24,36 +28,70 @@ else:
     _Base = object
 
 
+@cache
+def laid_class(architecture: str) -> type[nn.Module]:
+    """The vLLM class of a LAid architecture: the family's stock class, with gains.
+
+    Raises:
+        ValueError: the architecture belongs to no supported family.
+    """
+    family = find_family(architecture)
+    module, _, name = family.vllm_model.partition(":")
+    stock = getattr(importlib.import_module(module), name)
+    content = {"__module__": __name__, "__doc__": f"{family.architecture} with gains.", "family": family}
+    return type(family.laid_architecture, (GainedModel, stock), content)
+
+
 class GainedModel(_Base):
     """Mixed in before a stock vLLM model class; gives each gained decoder layer its own rotary embedding."""
 
-    decoder_path: ClassVar[str]
-    """Where the text decoder, the module that has `layers`, is within the model."""
+    family: ClassVar[Family]
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        _switch_off_rope_fusions(vllm_config.compilation_config.pass_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         block = getattr(vllm_config.model_config.hf_config, "rope_gain", None)
         if block is None:
             raise ValueError(f"config.json: no rope_gain block, expected one with {type(self).__name__}")
         config = RopeGainConfig.from_dict(block)
-        layers: Any = self.get_submodule(self.decoder_path).layers
-        for number in config.gained_layers(len(layers)):
-            if not isinstance(layers[number], PPMissingLayer):
-                _install(layers[number].self_attn, config)
+        layers: Any = self.get_submodule(self.family.vllm_decoder).layers
+        # What the gained rotary embeddings stand in for, by the layer's name; of this process's layers only.
+        self.stock_rotary = {
+            f"{self.family.vllm_decoder}.layers.{number}.self_attn": _install(layers[number].self_attn, config)
+            for number in config.gained_layers(len(layers))
+            if not isinstance(layers[number], PPMissingLayer)
+        }
+        self.missing_gains = self._gain_parameters()
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """As the stock method, and every gain tensor of this process's layers has to be there.
 
         vLLM's own check for parameters without a weight is off for quantised models, and a gain left at its
-        initial value would be a stock model served under a LAid name.
+        initial value would be a stock model served under a LAid name. Later calls, which replace weights of a
+        running model, may bring some tensors only.
 
         Raises:
             ValueError: a gain tensor is missing; one has another shape than the model's sizes call for.
         """
-        loaded = super().load_weights(weights)
-        if missing := sorted(self._gain_parameters() - loaded):
-            raise ValueError(f"checkpoint: no weights for {', '.join(missing)}")
+        # In the checkpoint the gain stands beside the projections; here it belongs to the module that applies it.
+        loaded = super().load_weights(
+            (name.replace(".self_attn.rope_gain.", ".self_attn.rotary_emb."), tensor) for name, tensor in weights
+        )
+        self.missing_gains -= loaded
+        if self.missing_gains:
+            raise ValueError(f"checkpoint: no weights for {', '.join(sorted(self.missing_gains))}")
         return loaded
+
+    def process_weights_after_loading(self) -> None:
+        """Called by vLLM in each worker when the weights have their final form: checks one layer's rotation.
+
+        Raises:
+            RuntimeError: what the layer computes is not the gain's formula.
+        """
+        for name, stock in list(self.stock_rotary.items())[:1]:
+            rotary: Any = self.get_submodule(f"{name}.rotary_emb")
+            difference = check_rotation(name, rotary, stock)
+            logger.info("%s: rotation with gain checked, off by %.1e of the largest value", name, difference)
 
     def _gain_parameters(self) -> set[str]:
         return {
@@ -64,26 +102,32 @@ class GainedModel(_Base):
         }
 
 
-class LAidQwen2_5_VLForConditionalGeneration(  # noqa: N801 (the architecture's name in config.json)
-    GainedModel, Qwen2_5_VLForConditionalGeneration
-):
-    """Qwen2.5-VL with gains."""
+def _switch_off_rope_fusions(passes: Any) -> None:
+    """Keeps vLLM's compiler from fusing the rotation with a norm or with the write to the key-value cache.
 
-    decoder_path = "language_model.model"
-    hf_to_vllm_mapper = Qwen2_5_VLForConditionalGeneration.hf_to_vllm_mapper | GAIN_NAMES
+    None of these passes can match a gained layer, whose rotation is another operator; this keeps it so in
+    versions to come.
+    """
+    fusions = [field.name for field in dataclasses.fields(passes) if "rope" in field.name]
+    for name in fusions:
+        if getattr(passes, name) is True:
+            setattr(passes, name, False)
+            logger.info("pass_config.%s: switched off, since a fused rotation would drop the gain", name)
 
 
-def _install(attention: Any, config: RopeGainConfig) -> None:
-    """Replaces the rotary embedding that vLLM's `get_rope` shares between the layers by this layer's own."""
+def _install(attention: Any, config: RopeGainConfig) -> Any:
+    """Replaces the rotary embedding that vLLM's `get_rope` shares between the layers, and returns it."""
+    stock = attention.rotary_emb
     rank = get_tensor_model_parallel_rank()
     # As in QKVParallelLinear: with fewer key-value heads than processes, neighbours hold copies of one head.
     num_ranks = attention.total_num_heads // attention.num_heads
     copies = max(1, num_ranks // attention.total_num_kv_heads)
     attention.rotary_emb = GainedRotaryEmbedding(
-        attention.rotary_emb,
+        stock,
         config,
         query_heads=HeadRange(attention.total_num_heads, rank * attention.num_heads, attention.num_heads),
         key_heads=HeadRange(
             attention.total_num_kv_heads, rank // copies * attention.num_kv_heads, attention.num_kv_heads
         ),
     )
+    return stock
