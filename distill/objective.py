@@ -129,7 +129,7 @@ class Objective(nn.Module):
                 places=batch.places,
                 tilt=tilt,
                 mixing_SH=mixing_SH,
-                chunk_rows=config.chunk_rows,
+                chunk_bytes=config.chunk_mib * 2**20,
             )
             for pair, mixing_SH in zip(self._matched, mixings, strict=True)
         ]

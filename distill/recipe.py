@@ -58,14 +58,14 @@ class MatchingConfig:
     schedule: GammaSchedule = "linear"
     mixing: Literal["softmax", "none"] = "softmax"
     """`softmax` learns which teacher heads a student head follows; `none` pairs them one to one."""
-    chunk_rows: int = 256
-    """Query rows whose attention is in memory at a time."""
+    chunk_mib: int = 8
+    """Size of one attention map of the rows that are in memory at a time; the loss needs about four of them."""
 
     def __post_init__(self) -> None:
         check_at_least("weight", self.weight, 0)
         check_at_least("gamma_max", self.gamma_max, 0)
         check_above("reference_distance", self.reference_distance, 0)
-        check_at_least("chunk_rows", self.chunk_rows, 1)
+        check_at_least("chunk_mib", self.chunk_mib, 1)
         check_not_empty("layers", self.layers)
 
 

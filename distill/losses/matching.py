@@ -1,20 +1,25 @@
-"""Progressive distance-weighted attention matching of LAid (arXiv 2512.21576), chunked over query rows.
+"""Progressive distance-weighted attention matching of LAid (arXiv 2512.21576), in memory linear in the length.
 
 The paper names the loss but not its formula; this one is ours. Both models' attention rows are tilted towards far
 keys, p~(j) ∝ p(j)·(1 + Δ_ij/Δ0)^γ, the teacher's heads are mixed per student head, P_i = Σ_j a_ij p~^t_j, and the loss
 is the mean over rows and student heads of KL(P_i ‖ p~^s_i). With γ = 0 it is plain attention matching.
+
+Letters beside those of `distill.signals`: S student query heads, G query heads of one key-value head.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from distill.losses.kinds import DistanceKind
 from distill.losses.rows import Places, Rows
 from distill.signals import QueryKey
+
+# Where a key is not seen, in place of -inf: the logarithms stay finite, so that times probability 0 they are 0.
+_UNSEEN = -1e30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +30,12 @@ class Tilt:
     reference_distance: float
     gamma: float
 
-    def bias(self, places: Places, index_BR: Tensor, dtype: torch.dtype) -> Tensor:
-        """γ·log(1 + Δ/Δ0), [B, R, T]."""
-        distance_BRT = places.distance(self.kind, index_BR).to(dtype)
-        return self.gamma * torch.log1p(distance_BRT / self.reference_distance)
+    def bias(self, places: Places, index_BR: Tensor, num_keys: int, dtype: torch.dtype) -> Tensor:
+        """γ·log(1 + Δ/Δ0) at each of the first `num_keys` keys, and next to -inf at those after the row: [B, R, T]."""
+        future_BRT = torch.arange(num_keys, device=index_BR.device) > index_BR[:, :, None]
+        distance_BRT = places.distance(self.kind, index_BR, num_keys).to(dtype)
+        bias_BRT = self.gamma * torch.log1p(distance_BRT / self.reference_distance)
+        return bias_BRT.masked_fill_(future_BRT, _UNSEEN)
 
 
 def attention_matching(
@@ -39,62 +46,130 @@ def attention_matching(
     places: Places,
     tilt: Tilt,
     mixing_SH: Tensor | None,
-    chunk_rows: int,
+    chunk_bytes: int,
 ) -> Tensor:
-    """Mean over rows and student heads of the tilted KL, a scalar with gradients to both models' q and k.
+    """Mean over rows and student heads of the tilted KL: a scalar with gradients to the student and the mixing.
 
-    Sequences are padded on the right, so the causal mask alone keeps padding out of every valid row. At most a
-    [B, H, chunk_rows, T] map lives at a time: with more than one chunk, each is computed again in the backward pass.
+    Sequences are padded on the right, so the causal mask alone keeps padding out of every valid row. The gradients
+    have a closed form and are made in the forward pass, chunk by chunk of rows: no map is computed twice or kept.
+    What is kept is float32 and as large as the student's q at these rows and its k.
 
     Args:
         mixing_SH: weights of the teacher's query heads for each student head, rows summing to 1; None pairs heads
             one to one.
+        chunk_bytes: about the size of one float32 map [B, heads, rows of a chunk, T]; four live at a time.
 
     Raises:
-        ValueError: unequal head counts without mixing weights.
+        ValueError: unequal head counts without mixing weights; a teacher that asks for gradients.
     """
-    num_heads = student.q_BHTD.shape[1]
-    if mixing_SH is None and teacher.q_BHTD.shape[1] != num_heads:
+    num_heads, num_teacher_heads = student.q_BHTD.shape[1], teacher.q_BHTD.shape[1]
+    if mixing_SH is None and num_teacher_heads != num_heads:
         raise ValueError(
-            f"attention matching: {teacher.q_BHTD.shape[1]} teacher heads for {num_heads} student heads, "
+            f"attention matching: {num_teacher_heads} teacher heads for {num_heads} student heads, "
             "expected equal counts or mixing weights"
         )
-    chunk_kl = partial(_chunk_kl, student, teacher, places=places, tilt=tilt, mixing_SH=mixing_SH)
-    chunks = list(rows.chunks(chunk_rows))
-    if len(chunks) == 1:
-        total = chunk_kl(chunks[0])
-    else:
-        total = torch.stack([checkpoint(chunk_kl, chunk, use_reentrant=False) for chunk in chunks]).sum()
+    if teacher.q_BHTD.requires_grad or teacher.k_BKTD.requires_grad:
+        raise ValueError("attention matching: the teacher's q and k ask for gradients, expected them detached")
+    chunk_values = chunk_bytes // 4 // (len(rows.index_BR) * max(num_heads, num_teacher_heads))
+    total: Tensor = _Matching.apply(  # type: ignore[no-untyped-call]
+        student.q_BHTD, student.k_BKTD, mixing_SH, student.scale, teacher, rows, places, tilt, chunk_values
+    )
     return total / (rows.valid_BR.sum() * num_heads)
 
 
-def _chunk_kl(
-    student: QueryKey, teacher: QueryKey, rows: Rows, *, places: Places, tilt: Tilt, mixing_SH: Tensor | None
-) -> Tensor:
-    """Sum of the KL over the valid rows of one chunk and all student heads."""
-    num_keys = student.k_BKTD.shape[2]
-    future_BRT = torch.arange(num_keys, device=rows.index_BR.device) > rows.index_BR[:, :, None]
-    dtype = torch.promote_types(student.q_BHTD.dtype, torch.float32)
-    bias_BRT = tilt.bias(places, rows.index_BR, dtype).masked_fill(future_BRT, -torch.inf)
-    log_s_BSRT = _logits(student, rows, bias_BRT).log_softmax(dim=-1)
-    log_t_BHRT = _logits(teacher, rows, bias_BRT).log_softmax(dim=-1)
-    future_B1RT = future_BRT[:, None]
-    if mixing_SH is None:
-        p_BSRT, log_p_BSRT = log_t_BHRT.exp(), log_t_BHRT
-    else:
-        p_BSRT = torch.einsum("sh,bhrt->bsrt", mixing_SH.to(log_t_BHRT.dtype), log_t_BHRT.exp())
-        log_p_BSRT = p_BSRT.clamp_min(torch.finfo(p_BSRT.dtype).tiny).log()
-    # Future keys have probability 0 on both sides: they add nothing, but -inf minus -inf must not meet a product.
-    difference_BSRT = (log_p_BSRT - log_s_BSRT).masked_fill(future_B1RT, 0.0)
-    kl_BSR = (p_BSRT * difference_BSRT).sum(dim=-1)
-    return (kl_BSR * rows.valid_BR[:, None]).sum()
+class _Matching(torch.autograd.Function):
+    """Sum of the KL over rows and heads."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_BSTD: Tensor,
+        k_BKTD: Tensor,
+        mixing_SH: Tensor | None,
+        scale: float,
+        teacher: QueryKey,
+        rows: Rows,
+        places: Places,
+        tilt: Tilt,
+        chunk_values: int,
+    ) -> Tensor:
+        dtype = torch.promote_types(q_BSTD.dtype, torch.float32)
+        student = _Keys(k_BKTD.to(dtype), scale)
+        target = _Keys(teacher.k_BKTD.to(dtype), teacher.scale)
+        weights_SH = None if mixing_SH is None else mixing_SH.to(dtype)
+        needs_qk, needs_mixing = any(ctx.needs_input_grad[:2]), ctx.needs_input_grad[2]
+        total = q_BSTD.new_zeros((), dtype=dtype)
+        grad_k_BKTD = torch.zeros_like(student.k_BKTD) if needs_qk else None
+        grad_mixing_SH = None if weights_SH is None or not needs_mixing else torch.zeros_like(weights_SH)
+        grad_q_BSRD = _empty_rows(q_BSTD, rows, dtype) if needs_qk else None
+        done = 0
+        for chunk, num_keys in rows.causal_chunks(chunk_values):
+            piece = slice(done, done := done + chunk.index_BR.shape[1])
+            valid_B1R1 = chunk.valid_BR[:, None, :, None].to(dtype)
+            bias_BRT = tilt.bias(places, chunk.index_BR, num_keys, dtype)
+            # Rows that are not there have q = 0 and weight 0, and so no part in any sum below.
+            q_BSRD = chunk.gather(q_BSTD).to(dtype) * valid_B1R1
+            log_s_BSRT = student.logits(q_BSRD, num_keys).add_(bias_BRT[:, None]).log_softmax(dim=-1)
+            p_BHRT = target.logits(chunk.gather(teacher.q_BHTD).to(dtype), num_keys).add_(bias_BRT[:, None]).softmax(-1)
+            p_BSRT = p_BHRT if weights_SH is None else torch.einsum("sh,bhrt->bsrt", weights_SH, p_BHRT)
+            ratio_BSRT = p_BSRT.clamp_min(torch.finfo(dtype).tiny).log_().sub_(log_s_BSRT)
+            kl_BSR = torch.linalg.vecdot(p_BSRT, ratio_BSRT)
+            total += (kl_BSR * valid_B1R1[..., 0]).sum()
+            if grad_mixing_SH is not None:
+                # d(P log(P/p))/dP = log(P/p) + 1, and each teacher row sums to 1.
+                ratio_BSRT *= valid_B1R1
+                grad_mixing_SH += torch.einsum("bsrt,bhrt->sh", ratio_BSRT, p_BHRT) + valid_B1R1.sum()
+            if grad_q_BSRD is not None and grad_k_BKTD is not None:
+                error_BSRT = log_s_BSRT.exp_().sub_(p_BSRT)
+                grad_q_BSRD[:, :, piece] = student.grad_q(error_BSRT) * valid_B1R1
+                student.add_grad_k(grad_k_BKTD, error_BSRT, q_BSRD)
+        ctx.save_for_backward(grad_q_BSRD, grad_k_BKTD, grad_mixing_SH, rows.index_BR)
+        ctx.num_tokens = q_BSTD.shape[2]
+        ctx.dtypes = q_BSTD.dtype, k_BKTD.dtype, None if mixing_SH is None else mixing_SH.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_q_BSRD, grad_k_BKTD, grad_mixing_SH, index_BR = ctx.saved_tensors
+        grads: list[Tensor | None] = [None, None, None]
+        if grad_q_BSRD is not None:
+            grad_q_BSTD = grad_q_BSRD.new_zeros((*grad_q_BSRD.shape[:2], ctx.num_tokens, grad_q_BSRD.shape[3]))
+            index_BSRD = index_BR[:, None, :, None].expand_as(grad_q_BSRD)
+            # Added, not set: the index of a row that is not there may be that of one that is.
+            grad_q_BSTD.scatter_add_(2, index_BSRD, grad_q_BSRD).mul_(grad)
+            grads[0], grads[1] = grad_q_BSTD.to(ctx.dtypes[0]), (grad * grad_k_BKTD).to(ctx.dtypes[1])
+        if grad_mixing_SH is not None:
+            grads[2] = (grad * grad_mixing_SH).to(ctx.dtypes[2])
+        return (*grads, *[None] * 6)
 
 
-def _logits(layer: QueryKey, rows: Rows, bias_BRT: Tensor) -> Tensor:
-    """Scaled dot products of the rows with every key plus the bias, [B, H, R, T], in the bias's dtype."""
-    q_BHRD = rows.gather(layer.q_BHTD).to(bias_BRT.dtype)
-    k_BKTD = layer.k_BKTD.to(bias_BRT.dtype)
-    # Query heads of one key-value head are neighbours.
-    q_BKGRD = q_BHRD.reshape(len(q_BHRD), k_BKTD.shape[1], -1, *q_BHRD.shape[2:])
-    logits_BKGRT = torch.einsum("bkgrd,bktd->bkgrt", q_BKGRD, k_BKTD) * layer.scale
-    return logits_BKGRT.flatten(1, 2) + bias_BRT[:, None]
+def _empty_rows(q_BSTD: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
+    return q_BSTD.new_empty((*q_BSTD.shape[:2], rows.index_BR.shape[1], q_BSTD.shape[3]), dtype=dtype)
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """A model's keys, and the products with them; query heads of one key-value head are neighbours."""
+
+    k_BKTD: Tensor
+    scale: float
+
+    def logits(self, q_BHRD: Tensor, num_keys: int) -> Tensor:
+        """Scaled dot products with the first keys, [B, H, R, T], a new tensor."""
+        q_BKXD = self._grouped(q_BHRD * self.scale)
+        logits_BKXT = q_BKXD @ self.k_BKTD[:, :, :num_keys].mT
+        return logits_BKXT.view(*q_BHRD.shape[:3], num_keys)
+
+    def grad_q(self, error_BHRT: Tensor) -> Tensor:
+        """The queries' gradient, [B, H, R, D], from that of the logits."""
+        grad_BKXD = self._grouped(error_BHRT) @ self.k_BKTD[:, :, : error_BHRT.shape[3]]
+        return grad_BKXD.view(*error_BHRT.shape[:3], -1).mul_(self.scale)
+
+    def add_grad_k(self, grad_k_BKTD: Tensor, error_BHRT: Tensor, q_BHRD: Tensor) -> None:
+        """Adds the keys' gradient from that of the logits."""
+        grad_k_BKTD[:, :, : error_BHRT.shape[3]] += self._grouped(error_BHRT).mT @ self._grouped(q_BHRD * self.scale)
+
+    def _grouped(self, x_BHRX: Tensor) -> Tensor:
+        """[B, K, G·R, …]: the rows of all the query heads of a key-value head, one under the other."""
+        return x_BHRX.reshape(len(x_BHRX), self.k_BKTD.shape[1], -1, x_BHRX.shape[3])

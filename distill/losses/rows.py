@@ -18,12 +18,20 @@ class Rows:
     valid_BR: Tensor
     """False where the sample has fewer rows."""
 
-    def chunks(self, size: int) -> Iterator["Rows"]:
-        """The same rows, at most `size` of each sample at a time."""
-        for index_BR, valid_BR in zip(
-            torch.split(self.index_BR, size, dim=1), torch.split(self.valid_BR, size, dim=1), strict=True
-        ):
-            yield Rows(index_BR=index_BR, valid_BR=valid_BR)
+    def causal_chunks(self, max_values: int) -> Iterator[tuple["Rows", int]]:
+        """The same rows in pieces, each with the number of keys that its last row sees.
+
+        A piece has at most `max_values` rows times keys, and at least one row. Rows must be in the tokens' order.
+        """
+        last_R = self.index_BR.masked_fill(~self.valid_BR, 0).amax(dim=0).tolist()
+        start = 0
+        while start < len(last_R):
+            end = start + 1
+            while end < len(last_R) and (end + 1 - start) * (last_R[end] + 1) <= max_values:
+                end += 1
+            piece = slice(start, end)
+            yield Rows(index_BR=self.index_BR[:, piece], valid_BR=self.valid_BR[:, piece]), max(last_R[piece]) + 1
+            start = end
 
     def gather(self, x_BHTD: Tensor) -> Tensor:
         """Picks these rows of each head: [B, H, R, D]."""
@@ -50,17 +58,17 @@ class Places:
     images_before_BT: Tensor
     """Number of images that began at or before the token."""
 
-    def distance(self, kind: DistanceKind, index_BR: Tensor) -> Tensor:
-        """Distance of every key from each row, whole numbers [B, R, T]; of use only where the key is not after the row.
+    def distance(self, kind: DistanceKind, index_BR: Tensor, num_keys: int) -> Tensor:
+        """Distance of each of the first keys from each row, whole numbers [B, R, keys]; of use only up to the row.
 
         `token`: difference of token indices; `position`: difference of M-RoPE positions, the largest of the axes;
         `image`: number of images that lie between (0 within one image, and from the text to the last image).
         """
         if kind == "token":
-            keys_T = torch.arange(self.images_before_BT.shape[1], device=index_BR.device)
+            keys_T = torch.arange(num_keys, device=index_BR.device)
             return (index_BR[:, :, None] - keys_T).abs()
         if kind == "image":
             rows_BR = self.images_before_BT.gather(1, index_BR)
-            return (rows_BR[:, :, None] - self.images_before_BT[:, None, :]).abs()
+            return (rows_BR[:, :, None] - self.images_before_BT[:, None, :num_keys]).abs()
         rows_3BR = self.position_ids_3BT.gather(2, index_BR.expand(3, -1, -1))
-        return (rows_3BR[..., None] - self.position_ids_3BT[:, :, None, :]).abs().amax(dim=0)
+        return (rows_3BR[..., None] - self.position_ids_3BT[:, :, None, :num_keys]).abs().amax(dim=0)

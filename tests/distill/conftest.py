@@ -46,7 +46,7 @@ loss:
   lambda_laid: 0.5
   lambda_kl: 1.0
   lambda_sft: 1.0
-  matching: {{rows: question, chunk_rows: 8}}
+  matching: {{rows: question, chunk_mib: 1}}
 data:
   tokens_per_step: 240
   miniature:

@@ -29,7 +29,7 @@ class Case:
         return rows_where(torch.arange(37) < torch.tensor(self.lengths)[:, None])
 
     def leaves(self) -> list[Tensor]:
-        tensors = (self.student.q_BHTD, self.student.k_BKTD, self.teacher.q_BHTD, self.teacher.k_BKTD, self.mixing_SH)
+        tensors = (self.student.q_BHTD, self.student.k_BKTD, self.mixing_SH)
         return [tensor.requires_grad_() for tensor in tensors]
 
 
@@ -89,6 +89,7 @@ def tilted(kind: DistanceKind = "image", gamma: float = 0.7) -> Tilt:
 
 
 def chunked_loss(case: Case, tilt: Tilt, mixing_SH: Tensor | None, rows: Rows, chunk_rows: int) -> Tensor:
+    most_heads = max(case.student.q_BHTD.shape[1], case.teacher.q_BHTD.shape[1])
     return attention_matching(
         case.student,
         case.teacher,
@@ -96,7 +97,8 @@ def chunked_loss(case: Case, tilt: Tilt, mixing_SH: Tensor | None, rows: Rows, c
         places=case.places,
         tilt=tilt,
         mixing_SH=mixing_SH,
-        chunk_rows=chunk_rows,
+        # Of float32 values: so many rows of 37 keys in 2 samples.
+        chunk_bytes=4 * 2 * most_heads * 37 * chunk_rows,
     )
 
 
@@ -170,9 +172,9 @@ def test_the_tilt_moves_weight_to_far_keys() -> None:
     """Two keys, one near and one at distance 3: with Δ0 = 1.5, γ = 1 the far one counts three times as much."""
     tilt = tilted("image", gamma=1.0)
     places = Places(position_ids_3BT=torch.zeros(3, 1, 2, dtype=torch.long), images_before_BT=torch.tensor([[0, 3]]))
-    bias_BRT = tilt.bias(places, torch.tensor([[1]]), torch.float32)
+    bias_BRT = tilt.bias(places, torch.tensor([[1]]), 2, torch.float32)
     torch.testing.assert_close(bias_BRT[0, 0].exp(), torch.tensor([3.0, 1.0]))
-    assert tilted("image", gamma=0.0).bias(places, torch.tensor([[1]]), torch.float32).abs().max() == 0
+    assert tilted("image", gamma=0.0).bias(places, torch.tensor([[1]]), 2, torch.float32).abs().max() == 0
 
 
 def test_peaked_attention_gives_finite_gradients() -> None:
@@ -186,23 +188,35 @@ def test_peaked_attention_gives_finite_gradients() -> None:
 
 
 def test_no_map_is_kept_for_the_backward_pass() -> None:
-    """With chunks, what autograd saves is the inputs; without, the maps of all rows."""
     case = make_case()
     case.leaves()
-    largest = {}
-    for chunk_rows in (5, 37):
-        saved: list[int] = []
+    saved: list[int] = []
 
-        def note(tensor: Tensor, sizes: list[int] = saved) -> Tensor:
-            sizes.append(tensor.numel())
-            return tensor
+    def note(tensor: Tensor) -> Tensor:
+        saved.append(tensor.numel())
+        return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            chunked_loss(case, tilted(), case.mixing_SH, case.rows(), chunk_rows)
-        largest[chunk_rows] = max(saved, default=0)
-    one_map = 2 * 4 * 37 * 37
-    assert largest[37] >= one_map
-    assert largest[5] < one_map / 4
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        chunked_loss(case, tilted(), case.mixing_SH, case.rows(), 5)
+    assert max(saved) == case.student.q_BHTD.numel()
+
+
+def test_a_student_that_is_not_trained_costs_no_gradients() -> None:
+    case = make_case()
+    mixing_SH = case.mixing_SH.requires_grad_()
+    expected = reference_loss(case, tilted(), mixing_SH, case.rows())
+    actual = chunked_loss(case, tilted(), mixing_SH, case.rows(), 5)
+    for ours, truth in zip(
+        torch.autograd.grad(actual, mixing_SH), torch.autograd.grad(expected, mixing_SH), strict=True
+    ):
+        torch.testing.assert_close(ours, truth, rtol=0, atol=TOLERANCE[torch.float64])
+
+
+def test_a_teacher_that_asks_for_gradients_is_refused() -> None:
+    case = make_case()
+    case.teacher.k_BKTD.requires_grad_()
+    with pytest.raises(ValueError, match="the teacher's q and k ask for gradients"):
+        chunked_loss(case, tilted(), case.mixing_SH, case.rows(), 5)
 
 
 def test_unequal_head_counts_need_mixing() -> None:

@@ -10,11 +10,22 @@ def test_rows_keep_their_order_and_mark_the_padding() -> None:
     assert rows.valid_BR.tolist() == [[True, True, True], [True, False, False]]
 
 
-def test_chunks_cover_every_row_once() -> None:
-    rows = rows_where(torch.ones(2, 7, dtype=torch.bool))
-    chunks = list(rows.chunks(3))
-    assert [chunk.index_BR.shape[1] for chunk in chunks] == [3, 3, 1]
-    torch.testing.assert_close(torch.cat([chunk.index_BR for chunk in chunks], dim=1), rows.index_BR)
+def test_chunks_cover_every_row_once_and_see_no_key_in_vain() -> None:
+    rows = rows_where(torch.arange(9) < torch.tensor([[9], [4]]))
+
+    chunks = list(rows.causal_chunks(12))
+
+    assert torch.equal(torch.cat([chunk.index_BR for chunk, _ in chunks], dim=1), rows.index_BR)
+    assert torch.equal(torch.cat([chunk.valid_BR for chunk, _ in chunks], dim=1), rows.valid_BR)
+    # 3 rows of 3 keys, 2 of 5, then one at a time: two rows of 7 are more than 12 values.
+    assert [(chunk.index_BR.shape[1], num_keys) for chunk, num_keys in chunks] == [
+        (3, 3),
+        (2, 5),
+        (1, 6),
+        (1, 7),
+        (1, 8),
+        (1, 9),
+    ]
 
 
 def test_distances_by_hand() -> None:
@@ -29,6 +40,6 @@ def test_distances_by_hand() -> None:
         images_before_BT=torch.tensor([[0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2]]),
     )
     last_row = torch.tensor([[10]])
-    assert places.distance("token", last_row)[0, 0].tolist() == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
-    assert places.distance("image", last_row)[0, 0].tolist() == [2, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
-    assert places.distance("position", last_row)[0, 0].tolist() == [6, 5, 5, 5, 5, 3, 2, 2, 2, 2, 0]
+    assert places.distance("token", last_row, 11)[0, 0].tolist() == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert places.distance("image", last_row, 11)[0, 0].tolist() == [2, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
+    assert places.distance("position", last_row, 11)[0, 0].tolist() == [6, 5, 5, 5, 5, 3, 2, 2, 2, 2, 0]
