@@ -1,6 +1,7 @@
 # make serve [MODEL=folder]   distil the miniature student if need be, serve it (or MODEL), print how to ask it
 # make test                   every check and test; CI calls this and nothing else
 # make check                  ruff and mypy alone
+# make bench [QUICK=1]        every benchmark; figures into runs/bench
 # make install                the virtual environment alone
 # make build-miniature        retrain the committed teacher and base student (about an hour)
 SHELL := /bin/sh
@@ -12,7 +13,7 @@ PY := .venv/bin/python
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: serve test check install student build-miniature clean
+.PHONY: serve test check bench install student build-miniature clean
 
 ifdef MODEL
 serve: install
@@ -45,6 +46,13 @@ check: install
 
 test: check
 	$(PY) -m pytest
+
+# All of benchmarks/ but what they share.
+bench: install
+	@for name in $(filter-out common,$(basename $(notdir $(wildcard benchmarks/*.py)))); do \
+		echo "== benchmarks/$$name.py"; \
+		$(PY) benchmarks/$$name.py $(if $(QUICK),--quick) --json runs/bench/$$name.json || exit 1; \
+	done
 
 build-miniature: install
 	$(PY) -m distill miniature build
