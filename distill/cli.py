@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from distill import fold, train
 from distill.evaluate import command as evaluate
+from distill.inspection import command as inspection
 from distill.miniature import command as miniature
 
 _EXAMPLES = """examples:
@@ -14,6 +15,7 @@ _EXAMPLES = """examples:
   distill evaluate runs/miniature/student                     measure its effective window
   distill evaluate http://127.0.0.1:8000/v1                   the same through the server
   distill fold runs/static/student runs/static/folded         static gains into the weights: a stock checkpoint
+  distill inspect runs/miniature/student --figure gains.png   show which wavelengths it amplified
   distill miniature build                                     retrain the committed teacher and base student
 """
 
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (train, evaluate, fold, miniature):
+    for module in (train, evaluate, inspection, fold, miniature):
         module.add_parser(verbs)
     chosen = parser.parse_args(arguments)
     try:

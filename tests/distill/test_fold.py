@@ -199,7 +199,7 @@ def test_partial_folds_the_static_factor_and_keeps_the_slope(
     assert kept.keys() == old.keys()
     for number, gain in kept.items():
         assert not gain.query_a.any()
-        assert torch.equal(gain.query_b, old[number].query_b)  # type: ignore[arg-type]
+        assert torch.equal(gain.query_b, old[number].query_b)
     assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {"laid.safetensors"}
     assert (
         f"keeps the gains that do not fold; serve it, with this package, by: make serve MODEL={tmp_path / 'out'}\n"
