@@ -1,24 +1,32 @@
 """Builds a run from its recipe: models, data, loss and trainer."""
 
+import itertools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
 import rope_gain
-from distill.data.batch import Batch
+from distill.adapters import add_adapters
 from distill.data.collate import Collator
-from distill.data.sample import Source
+from distill.data.sample import Sample, Source
+from distill.distiller import Distiller
 from distill.inputs import check_same_inputs
-from distill.loading import choose_device, load_model, load_processor, make_source
+from distill.loading import load_model, load_processor, make_source
 from distill.model import SignalModel, Teacher
 from distill.objective import Objective
-from distill.recipe import Recipe
-from distill.trainer import Trainer
+from distill.recipe import Recipe, TrainConfig
+from distill.trainer import Part, Trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+# As `accelerate launch` names its configuration to the processes.
+_SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +34,11 @@ class Run:
     """What `distill train` drives and exports."""
 
     trainer: Trainer
+    accelerator: Accelerator
     model: "PreTrainedModel"
     processor: Any
+    adapted: Any
+    """The `peft.PeftModel` around the model, None without adapters."""
 
 
 def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
@@ -37,9 +48,11 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
         ValueError: the models do not fit each other, the loss or the data.
     """
     torch.manual_seed(recipe.train.seed)
-    device = choose_device(recipe.train)
+    accelerator = _make_accelerator(recipe.train)
+    device = accelerator.device
     cache_bytes = recipe.train.feature_cache_mib * 2**20
     model = _student_model(recipe, device)
+    adapted = None if recipe.lora is None else add_adapters(model, recipe.lora)
     processor = load_processor(recipe.student)
     collate = Collator(processor, model.base_model.get_rope_index)
     source = make_source(recipe.data, seed=recipe.train.seed, count_tokens=collate.count_tokens)
@@ -55,19 +68,50 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
         vocabulary_size=len(processor.tokenizer),
     ).to(device)
 
-    def make_batch(step: int) -> Batch:
-        return collate(source.samples(step)).to(device)
+    def make_parts(step: int) -> list[Part]:
+        samples = source.samples(step)
+        pieces = split(samples, recipe.train.micro_batches * accelerator.num_processes)
+        mine = pieces[accelerator.process_index :: accelerator.num_processes]
+        return [Part(batch=collate(piece or samples[:1]).to(device), is_real=bool(piece)) for piece in mine]
 
     trainer = Trainer(
         recipe,
-        student=student,
+        accelerator=accelerator,
+        distiller=Distiller(student, objective),
         teacher=teacher,
-        objective=objective,
-        make_batch=make_batch,
+        make_parts=make_parts,
         state_path=state_path,
         log_path=log_path,
     )
-    return Run(trainer=trainer, model=model, processor=processor)
+    return Run(trainer=trainer, accelerator=accelerator, model=model, processor=processor, adapted=adapted)
+
+
+def split(samples: list[Sample], num_parts: int) -> list[list[Sample]]:
+    """Neighbours together, in parts whose sizes differ by one at most; some are empty if there are too many."""
+    ends = [len(samples) * part // num_parts for part in range(num_parts + 1)]
+    return [samples[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def _make_accelerator(config: TrainConfig) -> Accelerator:
+    """One process, or one of those that `accelerate launch` started; sharded training is refused.
+
+    Raises:
+        ValueError: Accelerate is configured for DeepSpeed or FSDP, or a GPU is asked for where there is none.
+    """
+    for kind in _SHARDED:
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "false") == "true":
+            raise ValueError(
+                f"accelerate: configured for {kind}, expected one process or data parallelism: sharded students are "
+                f"not supported yet; gradient_checkpointing, micro_batches and lora make a student smaller"
+            )
+    # A tower in training sees no image in a step of text alone, and its weights then have no gradient to exchange.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=not config.freeze_vision)
+    accelerator = Accelerator(
+        cpu=config.device == "cpu", mixed_precision=config.mixed_precision, kwargs_handlers=[unused]
+    )
+    if config.device == "cuda" and accelerator.device.type != "cuda":
+        raise ValueError("train.device: 'cuda', expected 'auto' or 'cpu': torch finds no GPU")
+    return accelerator
 
 
 def _student_model(recipe: Recipe, device: torch.device) -> "PreTrainedModel":
@@ -76,6 +120,8 @@ def _student_model(recipe: Recipe, device: torch.device) -> "PreTrainedModel":
         rope_gain.attach(model, recipe.gain)
     if recipe.train.freeze_vision:
         model.base_model.visual.requires_grad_(False)
+    if recipe.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 

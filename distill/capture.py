@@ -27,8 +27,11 @@ class QueryKeyRecorder:
         self.layers: dict[int, QueryKey] = {}
 
     def record(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, scale: float) -> None:
-        """Keeps the tensors, with their gradients, if the layer is wanted."""
-        if layer in self._wanted:
+        """Keeps the tensors, with their gradients, if the layer is wanted.
+
+        A second call is gradient checkpointing's, which runs the layer again; its tensors are not the loss's.
+        """
+        if layer in self._wanted and layer not in self.layers:
             self.layers[layer] = QueryKey(q_BHTD=query_BHTD, k_BKTD=key_BKTD, scale=scale)
 
 

@@ -1,5 +1,6 @@
 """The whole loss of a step, and the mixing weights that belong to it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -77,8 +78,28 @@ class Objective(nn.Module):
         """Layers whose q and k the teacher must give."""
         return frozenset(pair.teacher for pair in (*self._aligned, *self._matched))
 
-    def forward(self, student: Signals, teacher: Signals | None, batch: Batch, progress: float) -> Losses:
-        """The loss at this share of the training, from 0 at the first step to 1 at the last."""
+    def row_counts(self, batch: Batch) -> dict[str, int]:
+        """How many rows each term takes its mean over; terms without weight are there too."""
+        answers = int(batch.answer_BT.sum())
+        counts = {"sft": answers, "kl": answers}
+        for name, config in (("alignment", self.config.alignment), ("matching", self.config.matching)):
+            counts[name] = int(batch.rows(config.rows).valid_BR.sum())
+        return counts
+
+    def forward(
+        self,
+        student: Signals,
+        teacher: Signals | None,
+        batch: Batch,
+        progress: float,
+        shares: Mapping[str, float] | None = None,
+    ) -> Losses:
+        """The loss at this share of the training, from 0 at the first step to 1 at the last.
+
+        Args:
+            shares: of each term's rows in the whole step, the part that this batch has. The losses of a step's parts
+                then sum to the loss of the step in one piece. None: the batch is the step.
+        """
         config = self.config
         weighted: dict[str, tuple[float, Tensor]] = {}
         if config.lambda_sft > 0:
@@ -95,6 +116,8 @@ class Objective(nn.Module):
             weighted["alignment"] = config.alignment_weight, self._alignment(student, teacher, batch)
         if teacher is not None and self._matched:
             weighted["matching"] = config.matching_weight, self._matching(student, teacher, batch, progress)
+        if shares is not None:
+            weighted = {name: (weight, shares[name] * value) for name, (weight, value) in weighted.items()}
         total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
         return Losses(total=total, terms={name: value.item() for name, (_, value) in weighted.items()})
 

@@ -179,6 +179,13 @@ class TrainConfig:
     feature_cache_mib: int = 512
     """Size of that cache, for each model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """`bf16` computes in bfloat16 and keeps float32 weights, if the student is loaded in float32."""
+    gradient_checkpointing: bool = False
+    """Computes each decoder layer again in the backward pass in place of keeping what is inside it."""
+    micro_batches: int = 1
+    """Parts that each process cuts its samples of a step into, one after the other, for the sake of memory; the step's
+    gradient is that of the samples in one piece."""
     save_every: int = 100
     """Steps between saved states."""
 
@@ -189,11 +196,30 @@ class TrainConfig:
             ("warmup_steps", 0),
             ("feature_cache_mib", 0),
             ("save_every", 1),
+            ("micro_batches", 1),
         ):
             check_at_least(name, getattr(self, name), least)
         for name in ("model_lr", "gain_lr", "mixing_lr", "weight_decay"):
             check_at_least(name, getattr(self, name), 0)
         check_above("max_grad_norm", self.max_grad_norm, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters on the decoder in place of its weights, by PEFT; merged into the weights at the end."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the decoder's linear layers that get an adapter."""
+
+    def __post_init__(self) -> None:
+        check_at_least("rank", self.rank, 1)
+        check_above("alpha", self.alpha, 0)
+        check_not_empty("targets", self.targets)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout}, expected a share from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +232,8 @@ class Recipe:
     teacher: ModelConfig | None = None
     gain: RopeGainConfig | None = None
     """The learnable response gain; null trains the student without one."""
+    lora: LoraConfig | None = None
+    """Adapters to train in place of the student's weights; null trains all its weights."""
     loss: LossConfig = LossConfig()
     data: DataConfig
     train: TrainConfig

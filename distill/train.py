@@ -18,6 +18,7 @@ _EXAMPLES = """examples:
   distill train distill/recipes/miniature.yaml
   distill train recipe.yaml train.steps=300 loss.lambda_kl=0.5 output=runs/short
   distill train recipe.yaml --resume        go on after Ctrl-C or a crash, with the same settings
+  accelerate launch --num_processes 4 -m distill train recipe.yaml      several GPUs, or with --cpu several processes
 
 The output folder gets log.jsonl (every loss term of every step), state.pt while the run is unfinished, and the
 checkpoint in student/.
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _train(recipe: Recipe, folder: Path, checkpoint: Path, command: str) -> int:
     wheel_guard.install()
     # Slow to import, and `distill --help` needs none of it.
+    from distill.adapters import merge_adapters
     from distill.assembly import assemble
     from distill.export import export_student
 
@@ -70,13 +72,19 @@ def _train(recipe: Recipe, folder: Path, checkpoint: Path, command: str) -> int:
         trainer = run.trainer
         is_finished = trainer.run(stop)
     if not is_finished:
+        if not run.accelerator.is_main_process:
+            return 130
         print(f"stopped at step {trainer.step} of {recipe.train.steps}, saved; go on with:", file=sys.stderr)
         print(f"  distill train {command} --resume", file=sys.stderr)
         return 130
+    if not run.accelerator.is_main_process:
+        return 0
+    if run.adapted is not None:
+        merge_adapters(run.adapted)
     training = {
         "steps": trainer.step,
         "seconds": round(trainer.seconds, 1),
-        "losses": trainer.log.last_losses(),
+        "losses": trainer.last_losses(),
     }
     export_student(checkpoint, model=run.model, processor=run.processor, recipe=recipe, training=training)
     (folder / STATE_FILE).unlink()

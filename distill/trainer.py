@@ -1,25 +1,46 @@
 """The training loop: signals of both models, one loss, one step; saved and resumed exactly."""
 
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from distill.data.batch import Batch
+from distill.distiller import Distiller
 from distill.interrupt import StopRequest
-from distill.model import SignalModel, Teacher
-from distill.objective import Losses, Objective
+from distill.model import Teacher
+from distill.objective import Losses
 from distill.optimizer import make_optimizer, set_learning_rates
 from distill.prefetch import prefetched
 from distill.recipe import Recipe
 from distill.runlog import RunLog
 from distill.signals import Signals
 from distill.state import load_state, save_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """This process's share of a step, or a piece of it: what goes through the models at once."""
+
+    batch: Batch
+    is_real: bool = True
+    """False where there are more parts than samples: the models run, since others wait for them, and nothing counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """A part with what training does not change."""
+
+    part: Part
+    teacher: Signals | None
+    counts: Mapping[str, float]
+    """Numbers of this process's whole step: rows by term, samples, images and tokens."""
 
 
 class Trainer:
@@ -29,101 +50,161 @@ class Trainer:
         self,
         recipe: Recipe,
         *,
-        student: SignalModel,
+        accelerator: Accelerator,
+        distiller: Distiller,
         teacher: Teacher | None,
-        objective: Objective,
-        make_batch: Callable[[int], Batch],
+        make_parts: Callable[[int], Sequence[Part]],
         state_path: Path,
         log_path: Path,
     ) -> None:
         """Starts at step 0, or at the step of the saved state if there is one.
 
         Args:
-            make_batch: the batch of a step, on the models' device; a pure function of the step.
+            make_parts: this process's parts of a step, on its device, `train.micro_batches` of them; a pure function
+                of the step.
 
         Raises:
             ValueError: the state was saved under another recipe.
         """
         self._recipe = recipe
-        self._student = student
+        self._accelerator = accelerator
         self._teacher = teacher
-        self._objective = objective
-        self._make_batch = make_batch
+        self._objective = distiller.objective
+        self._make_parts = make_parts
         self._state_path = state_path
-        self._modules = {"student": student.model, "objective": objective}
-        self._optimizer = make_optimizer(student.model, objective, recipe.train)
+        self._modules = {"student": distiller.student, "objective": distiller.objective}
+        optimizer = make_optimizer(distiller.student, distiller.objective, recipe.train)
+        self._trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._distiller, self._optimizer = accelerator.prepare(distiller, optimizer)
         self.step = 0
         self.seconds = 0.0
         if self._state_path.exists():
             self._load()
-        self.log = RunLog(log_path, first_step=self.step)
+        self._log = RunLog(log_path, first_step=self.step) if accelerator.is_main_process else None
 
     def run(self, stop: StopRequest) -> bool:
-        """Trains until the last step, or until `stop` is set; the state is saved in both cases.
+        """Trains until the last step, or until `stop` is set in any process; the state is saved in both cases.
 
         Returns:
             Whether the last step was reached.
         """
         config = self._recipe.train
-        steps = range(self.step, config.steps)
+        pieces = range(self.step * config.micro_batches, config.steps * config.micro_batches)
+        is_main = self._accelerator.is_main_process
         with (
-            tqdm(total=config.steps, initial=self.step, unit="step", desc="distill") as bar,
-            closing(prefetched(self._inputs, steps)) as inputs,
+            tqdm(total=config.steps, initial=self.step, unit="step", desc="distill", disable=not is_main) as bar,
+            closing(prefetched(self._input_maker(), pieces)) as inputs,
         ):
-            while self.step < config.steps and not stop.is_set:
+            while self.step < config.steps and not self._is_any(stop.is_set):
                 started = time.perf_counter()
-                batch, teacher = next(inputs)
-                losses, grad_norm = self._update(batch, teacher)
-                seconds = time.perf_counter() - started
-                self.log.add(self._log_entry(batch, losses, grad_norm, seconds))
-                self.seconds += seconds
+                entry = self._update(inputs)
+                entry["seconds"] = round(time.perf_counter() - started, 4)
+                if self._log is not None:
+                    self._log.add(entry)
+                self.seconds += time.perf_counter() - started
                 self.step += 1
-                bar.set_postfix({name: f"{value:.3g}" for name, value in losses.terms.items()}, refresh=False)
+                bar.set_postfix(_shown(entry), refresh=False)
                 bar.update()
                 if self.step % config.save_every == 0:
                     self._save()
         self._save()
         return self.step == config.steps
 
-    def _inputs(self, step: int) -> tuple[Batch, Signals | None]:
-        """What a step needs that training does not change: made one step ahead, beside the student's update."""
-        batch = self._make_batch(step)
-        if self._teacher is None:
-            return batch, None
-        return batch, self._teacher.signals(batch, self._objective.teacher_layers)
+    def last_losses(self) -> dict[str, float]:
+        """Mean of each loss term over the last steps; in the main process."""
+        return {} if self._log is None else self._log.last_losses()
 
-    def _update(self, batch: Batch, teacher: Signals | None) -> tuple[Losses, float]:
+    def _input_maker(self) -> Callable[[int], Inputs]:
+        """Makes the inputs of each piece of a step in their order: one ahead, beside the student's update."""
+        parts: Sequence[Part] = ()
+        counts: Mapping[str, float] = {}
+
+        def make(piece: int) -> Inputs:
+            nonlocal parts, counts
+            step, index = divmod(piece, self._recipe.train.micro_batches)
+            if index == 0:
+                parts = self._make_parts(step)
+                counts = self._counts(parts)
+            part = parts[index]
+            if self._teacher is None:
+                return Inputs(part=part, teacher=None, counts=counts)
+            signals = self._teacher.signals(part.batch, self._objective.teacher_layers)
+            return Inputs(part=part, teacher=signals, counts=counts)
+
+        return make
+
+    def _counts(self, parts: Sequence[Part]) -> dict[str, float]:
+        batches = [part.batch for part in parts if part.is_real]
+        counts: dict[str, float] = {
+            "samples": sum(len(batch.names) for batch in batches),
+            "images": sum(len(batch.images) for batch in batches),
+            "tokens": sum(batch.num_tokens for batch in batches),
+        }
+        rows = [self._objective.row_counts(batch) for batch in batches]
+        # From any part, so that every process adds up the same names.
+        return counts | {name: sum(each[name] for each in rows) for name in self._objective.row_counts(parts[0].batch)}
+
+    def _update(self, inputs: Iterator[Inputs]) -> dict[str, Any]:
+        """One step of the optimizer; returns its entry for the log."""
         set_learning_rates(self._optimizer, self.step, self._recipe.train)
-        student = self._student.signals(batch, self._objective.student_layers)
-        losses: Losses = self._objective(student, teacher, batch, self._progress)
+        self._optimizer.zero_grad()
+        totals: dict[str, float] = {}
+        terms: dict[str, float] = {}
+        pieces = self._recipe.train.micro_batches
+        for index in range(pieces):
+            piece = next(inputs)
+            if index == 0:
+                totals = self._sum(piece.counts)
+            is_last = index == pieces - 1
+            with nullcontext() if is_last else self._accelerator.no_sync(self._distiller):
+                losses = self._backward(piece, totals)
+            for name, value in losses.terms.items():
+                terms[name] = terms.get(name, 0.0) + value
+            terms["loss"] = terms.get("loss", 0.0) + losses.total.item()
+        grad_norm = self._accelerator.clip_grad_norm_(self._trained, self._recipe.train.max_grad_norm)
+        self._optimizer.step()
+        return self._log_entry(self._sum(terms), totals, float(grad_norm))
+
+    def _backward(self, piece: Inputs, totals: Mapping[str, float]) -> Losses:
+        """Adds this piece's gradient; over all pieces and processes they sum to that of the whole step."""
+        part = piece.part
+        rows = self._objective.row_counts(part.batch)
+        shares = {name: count / totals[name] if part.is_real else 0.0 for name, count in rows.items()}
+        losses: Losses = self._distiller(part.batch, piece.teacher, self._progress, shares)
         if not losses.total.isfinite():
             raise ValueError(f"step {self.step}: the loss is {losses.total.item()}; terms: {losses.terms}")
-        self._optimizer.zero_grad()
-        torch.autograd.backward(losses.total)
-        trained = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-        grad_norm = clip_grad_norm_(trained, self._recipe.train.max_grad_norm)
-        self._optimizer.step()
-        return losses, grad_norm.item()
+        # The mean over the processes, which is what they exchange, times their number is the sum.
+        self._accelerator.backward(losses.total * self._accelerator.num_processes)
+        return losses
+
+    def _sum(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums over all processes."""
+        if self._accelerator.num_processes == 1:
+            return dict(values)
+        mine = torch.tensor(list(values.values()), dtype=torch.float64, device=self._accelerator.device)
+        return dict(zip(values, self._accelerator.reduce(mine, "sum").tolist(), strict=True))
+
+    def _is_any(self, flag: bool) -> bool:
+        return self._sum({"flag": float(flag)})["flag"] > 0
 
     @property
     def _progress(self) -> float:
         return self.step / max(1, self._recipe.train.steps - 1)
 
-    def _log_entry(self, batch: Batch, losses: Losses, grad_norm: float, seconds: float) -> dict[str, Any]:
+    def _log_entry(self, terms: dict[str, float], counts: Mapping[str, float], grad_norm: float) -> dict[str, Any]:
         return {
             "step": self.step,
-            "loss": losses.total.item(),
-            "losses": losses.terms,
+            "loss": terms.pop("loss"),
+            "losses": terms,
             "gamma": self._objective.gamma(self._progress),
             "grad_norm": grad_norm,
             "learning_rate": self._optimizer.param_groups[0]["lr"],
-            "samples": len(batch.names),
-            "images": len(batch.images),
-            "tokens": batch.num_tokens,
-            "seconds": round(seconds, 4),
+            **{name: int(counts[name]) for name in ("samples", "images", "tokens")},
         }
 
     def _save(self) -> None:
+        if not self._accelerator.is_main_process:
+            return
         values = {"step": self.step, "seconds": self.seconds, "optimizer": self._optimizer.state_dict()}
         save_state(self._state_path, recipe=self._recipe, modules=self._modules, values=values)
 
@@ -131,3 +212,9 @@ class Trainer:
         values = load_state(self._state_path, recipe=self._recipe, modules=self._modules)
         self._optimizer.load_state_dict(values["optimizer"])
         self.step, self.seconds = values["step"], values["seconds"]
+
+
+def _shown(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Beside the progress bar: the losses, and what went through the models in a second."""
+    rates = {f"{name}/s": f"{entry[name] / max(entry['seconds'], 1e-9):.0f}" for name in ("images", "tokens")}
+    return {name: f"{value:.3g}" for name, value in entry["losses"].items()} | rates
