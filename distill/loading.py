@@ -7,9 +7,16 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import rope_gain
-from distill.data.jsonl import JsonlSource
+from distill.data.bad_samples import Tally
+from distill.data.epochs import EpochSource
+from distill.data.hugging_face import HuggingFaceRecords
+from distill.data.llava import LlavaRecords
 from distill.data.miniature import MiniatureSource
+from distill.data.openai import OpenAiRecords
+from distill.data.records import Records
 from distill.data.sample import CountTokens, Source
+from distill.data.visual_haystacks import VisualHaystacksRecords
+from distill.data.webdataset import WebDatasetRecords
 from distill.miniature import checkpoint_path
 from distill.recipe import DataConfig, ModelConfig, TrainConfig
 
@@ -40,13 +47,48 @@ def load_processor(config: ModelConfig) -> Any:
     return AutoProcessor.from_pretrained(resolve_path(config.path))
 
 
-def make_source(config: DataConfig, *, seed: int, count_tokens: CountTokens) -> Source:
-    """The one source that the recipe gives."""
+def make_source(
+    config: DataConfig,
+    *,
+    seed: int,
+    count_tokens: CountTokens,
+    window_tokens: int | None = None,
+    tally: Tally | None = None,
+) -> Source:
+    """The one source that the recipe gives; samples on disk are all read once, and checked.
+
+    Args:
+        window_tokens: the longest sequence that the student takes.
+        tally: told of every sample on disk; by default, one that prints.
+
+    Raises:
+        ValueError: a bad sample, unless the recipe skips them; files that cannot be read.
+    """
     if config.miniature is not None:
         return MiniatureSource(config, config.miniature, seed=seed, count_tokens=count_tokens)
+    return EpochSource(
+        config,
+        make_records(config),
+        seed=seed,
+        count_tokens=count_tokens,
+        window_tokens=window_tokens,
+        tally=tally or Tally(),
+    )
+
+
+def make_records(config: DataConfig) -> Records:
+    """The samples on disk that the recipe names."""
     if config.jsonl is not None:
-        return JsonlSource(config, config.jsonl, seed=seed, count_tokens=count_tokens)
-    raise ValueError("data: expected one of the blocks miniature and jsonl")
+        return OpenAiRecords(config.jsonl)
+    if config.llava is not None:
+        return LlavaRecords(config.llava)
+    if config.visual_haystacks is not None:
+        return VisualHaystacksRecords(config.visual_haystacks)
+    if config.hugging_face is not None:
+        return HuggingFaceRecords(config.hugging_face)
+    if config.webdataset is not None:
+        return WebDatasetRecords(config.webdataset)
+    raise ValueError("data: expected a block that names samples on disk")
 
 
 def choose_device(config: TrainConfig) -> torch.device:

@@ -145,20 +145,98 @@ class JsonlData:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LlavaData:
+    """LLaVA or ShareGPT conversations, as a JSON list or one a line; <image> stands for the next image."""
+
+    path: str
+    image_folder: str | None = None
+    """Where relative image paths start; by default, the file's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualHaystacksData:
+    """Questions in the form of Visual Haystacks (arXiv 2407.13766), with their COCO images."""
+
+    path: str
+    coco_folder: str
+    """The folder with train2017/ in it."""
+    allow_evaluation_images: bool = False
+    """Train on val2017 and test2017 too, which the official files consist of: the student's score is then worthless."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceData:
+    """A dataset with TRL's columns `messages` and `images`; needs the package `datasets`."""
+
+    path: str
+    """A folder, as `save_to_disk` or a download leaves it, or a name on the Hub."""
+    split: str = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebDatasetData:
+    """Plain tar shards whose samples are a .json, with messages or conversations, and the images."""
+
+    shards: tuple[str, ...]
+    """Paths or patterns such as data/train-*.tar; the files of a pattern are taken in the order of their names."""
+
+    def __post_init__(self) -> None:
+        check_not_empty("shards", self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig:
+    """Limits on every image of every source but the miniature."""
+
+    max_bytes: int = 32 * 2**20
+    max_pixels: int = 50_000_000
+    """By the header: an image that says more is not decoded."""
+    url_hosts: tuple[str, ...] = ()
+    """Hosts that http(s) URLs may name, such as images.cocodataset.org; none by default."""
+    url_cache: str | None = None
+    """Folder that keeps what was fetched, so that no image is fetched twice and a resumed run sees the same ones."""
+    url_seconds: float = 30.0
+    """For one image, redirects included."""
+
+    def __post_init__(self) -> None:
+        check_at_least("max_bytes", self.max_bytes, 1)
+        check_at_least("max_pixels", self.max_pixels, 1)
+        check_above("url_seconds", self.url_seconds, 0)
+        if (self.url_cache is None) == bool(self.url_hosts):
+            raise ValueError("url_cache: expected a folder together with url_hosts, and none without them")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Exactly one source, and how much of it makes a step."""
 
     tokens_per_step: int
     """Samples of about equal length fill a step up to this many prompt and answer tokens."""
     max_samples_per_step: int = 64
+    on_bad_sample: Literal["fatal", "skip"] = "fatal"
+    """A sample that is malformed, too long or without its images ends the run, or is left out, reported and counted."""
+    max_tokens_per_sample: int | None = None
+    """Longer samples are bad ones; by default, longer than the student's own window."""
+    images: ImagesConfig = ImagesConfig()
     miniature: MiniatureData | None = None
     jsonl: JsonlData | None = None
+    llava: LlavaData | None = None
+    visual_haystacks: VisualHaystacksData | None = None
+    hugging_face: HuggingFaceData | None = None
+    webdataset: WebDatasetData | None = None
 
     def __post_init__(self) -> None:
         check_at_least("tokens_per_step", self.tokens_per_step, 1)
         check_at_least("max_samples_per_step", self.max_samples_per_step, 1)
-        if (self.miniature is None) == (self.jsonl is None):
-            raise ValueError("miniature: expected exactly one of the blocks miniature and jsonl")
+        if self.max_tokens_per_sample is not None:
+            check_at_least("max_tokens_per_sample", self.max_tokens_per_sample, 1)
+        sources = ("miniature", "jsonl", "llava", "visual_haystacks", "hugging_face", "webdataset")
+        given = [name for name in sources if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"{given[-1] if given else sources[0]}: {len(given)} sources, "
+                f"expected exactly one of the blocks {', '.join(sources)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from distill.cache import ByteCache
+from distill.data.bad_samples import BadSampleError
 from distill.data.batch import Batch
 from distill.data.patches import Patches, PatchMaker
 from distill.data.sample import Sample
@@ -48,7 +49,7 @@ class Collator:
         """Encodes and pads the samples.
 
         Raises:
-            ValueError: a sample's images and placeholders differ in number; the message names the sample.
+            BadSampleError: a sample's images and placeholders differ in number; the message names the sample.
         """
         encoded = [self.encode(sample) for sample in samples]
         lengths_B = torch.tensor([len(each.input_ids_T) for each in encoded])
@@ -74,16 +75,13 @@ class Collator:
 
     def encode(self, sample: Sample) -> EncodedSample:
         """Tokens of the prompt, the answer and the token that ends the turn."""
+        prompt = self._prompt(sample)
         images = self._make_patches(sample.images)
-        prompt = self._processor.apply_chat_template(list(sample.messages), tokenize=False, add_generation_prompt=True)
-        num_placeholders = prompt.count(self._processor.image_token)
-        if num_placeholders != len(images):
-            raise ValueError(f"{sample.name}: {num_placeholders} image placeholders for {len(images)} images")
         placeholders = [image.placeholder for image in images]
         (prompt,), _ = self._processor.get_text_with_replacements([prompt], placeholders)
         tokenizer = self._processor.tokenizer
         prompt_ids = tokenizer(prompt)["input_ids"]
-        answer_ids = tokenizer(sample.answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+        answer_ids = self._answer_ids(sample)
         input_ids_T = torch.tensor([*prompt_ids, *answer_ids])
         return EncodedSample(
             name=sample.name,
@@ -94,8 +92,28 @@ class Collator:
         )
 
     def count_tokens(self, sample: Sample) -> int:
-        """Tokens of the prompt and the answer together."""
-        return len(self.encode(sample).input_ids_T)
+        """Tokens of the prompt and the answer together, from the sizes of the images: none is preprocessed."""
+        prompt_ids = self._processor.tokenizer(self._prompt(sample))["input_ids"]
+        sizes = [(image.height, image.width) for image in sample.images]
+        # The processor's own count, which vLLM relies on too.
+        counts = self._processor._get_num_multimodal_tokens(image_sizes=sizes)
+        num_image_tokens: int = sum(counts["num_image_tokens"]) if sizes else 0
+        return len(prompt_ids) - len(sizes) + num_image_tokens + len(self._answer_ids(sample))
+
+    def _prompt(self, sample: Sample) -> str:
+        """The prompt with one placeholder for each image."""
+        messages = list(sample.messages)
+        prompt: str = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        num_places, num_images = prompt.count(self._processor.image_token), len(sample.images)
+        if num_places != num_images:
+            message = f"{sample.name}: {num_places} image placeholders for {num_images} images"
+            raise BadSampleError("image count", message)
+        return prompt
+
+    def _answer_ids(self, sample: Sample) -> list[int]:
+        tokenizer = self._processor.tokenizer
+        ids: list[int] = tokenizer(sample.answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+        return ids
 
     def _position_ids(self, sample: EncodedSample) -> Tensor:
         """M-RoPE positions [3, T]; the model's own loop over images is slow, and many samples share their layout."""

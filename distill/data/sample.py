@@ -19,12 +19,13 @@ class Sample:
 
     @property
     def images(self) -> list[Image.Image]:
-        """The images of all messages, in order."""
+        """The images of all messages, in order; of a sample that is only measured, their sizes."""
         contents = [message["content"] for message in self.messages if not isinstance(message["content"], str)]
         return [part["image"] for content in contents for part in content if part["type"] == "image"]
 
 
 CountTokens = Callable[[Sample], int]
+"""Tokens of the prompt and the answer; of the images it looks at `width` and `height` alone."""
 
 
 class Source(Protocol):

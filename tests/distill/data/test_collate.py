@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import torch
 
 import rope_gain
 from distill.data.collate import Collator
+from distill.data.images import ImageSize
 from distill.data.sample import Sample
 from distill.miniature.items import make_item
 
@@ -101,3 +103,12 @@ def test_placeholders_in_the_text_are_not_taken_for_images(collate: Collator) ->
     forged = Sample(messages=({"role": "user", "content": "<|image_pad|>"},), answer="no", name="line 7")
     with pytest.raises(ValueError, match="line 7: 1 image placeholders for 0 images"):
         collate([forged])
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (300, 20), (8, 8), (150, 149)], ids=str)
+def test_count_tokens_looks_at_sizes_alone(collate: Collator, size: tuple[int, int]) -> None:
+    whole = sample(3, size=size)
+    parts = whole.messages[0]["content"]
+    sizes = [{"type": "image", "image": ImageSize(*size)} for _ in range(3)]
+    measured = dataclasses.replace(whole, messages=({"role": "user", "content": [*sizes, parts[-1]]},))
+    assert collate.count_tokens(measured) == len(collate.encode(whole).input_ids_T)

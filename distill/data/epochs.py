@@ -1,0 +1,126 @@
+"""Samples on disk as training steps: every epoch meets every usable sample once."""
+
+import itertools
+import random
+from array import array
+from collections.abc import Sequence
+from functools import lru_cache
+
+from distill.data.bad_samples import BadSampleError, Tally
+from distill.data.images import ImageReader
+from distill.data.records import Place, Records, TakeImage
+from distill.data.sample import CountTokens, Sample
+from distill.recipe import DataConfig
+
+
+class EpochSource:
+    """Steps of about equally long samples, shuffled by seed and epoch; the same in every process and after a resume.
+
+    Of each sample only its place and its length stay in memory: 40 bytes.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        records: Records,
+        *,
+        seed: int,
+        count_tokens: CountTokens,
+        window_tokens: int | None,
+        tally: Tally,
+    ) -> None:
+        """Reads everything once, to check every sample and to learn its length.
+
+        Args:
+            window_tokens: longer samples are bad ones, unless `max_tokens_per_sample` says otherwise.
+            tally: told of every sample.
+
+        Raises:
+            ValueError: a bad sample, unless they are to be skipped, or none that is left; files that cannot be read.
+        """
+        self._config = config
+        self._records = records
+        self._seed = seed
+        self._images = ImageReader(config.images)
+        self._places = array("Q")
+        self._lengths = array("Q")
+        limit = config.max_tokens_per_sample or window_tokens
+        for place in records.scan():
+            self._add(place, count_tokens, limit, tally)
+        tally.finish()
+        if not self._lengths:
+            raise ValueError(f"data: {tally}; expected at least one sample to train on")
+        self._step_sizes = step_sizes(sorted(self._lengths), config)
+        self._plan = lru_cache(maxsize=1)(self._make_plan)
+
+    def samples(self, step: int) -> list[Sample]:
+        """The samples of this step; the same arguments always give the same samples.
+
+        Raises:
+            BadSampleError: a sample was changed since it was checked.
+        """
+        epoch, index = divmod(step, len(self._step_sizes))
+        return [self._read(self._place(sample), self._images.load) for sample in self._plan(epoch)[index]]
+
+    def _add(self, place: Place, count_tokens: CountTokens, limit: int | None, tally: Tally) -> None:
+        try:
+            length = self._measure(place, count_tokens, limit)
+        except BadSampleError as error:
+            if self._config.on_bad_sample == "fatal":
+                hint = "; with data.on_bad_sample=skip such samples are left out and counted"
+                raise BadSampleError(error.reason, f"{error}{hint}") from error
+            tally.skip(error)
+            return
+        self._places.extend(place)
+        self._lengths.append(length)
+        tally.use()
+
+    def _measure(self, place: Place, count_tokens: CountTokens, limit: int | None) -> int:
+        sample = self._read(place, self._images.measure)
+        try:
+            length = count_tokens(sample)
+        except BadSampleError:
+            raise
+        except ValueError as error:  # an image of a shape that the processor does not take
+            raise BadSampleError("unreadable image", f"{sample.name}: {error}") from error
+        if limit is not None and length > limit:
+            raise BadSampleError("too long", f"{sample.name}: {length} tokens, expected at most {limit}")
+        return length
+
+    def _read(self, place: Place, take: TakeImage) -> Sample:
+        name = self._records.name(place)
+        try:
+            return self._records.read(place, take)
+        except BadSampleError as error:
+            raise BadSampleError(error.reason, f"{name}: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadSampleError("malformed", f"{name}: expected {self._records.form} ({error!r})") from error
+        except ValueError as error:
+            raise BadSampleError("malformed", f"{name}: {error}") from error
+
+    def _place(self, sample: int) -> Place:
+        start = sample * len(Place._fields)
+        return Place._make(self._places[start : start + len(Place._fields)])
+
+    def _make_plan(self, epoch: int) -> list[list[int]]:
+        rng = random.Random(f"epoch/{self._seed}/{epoch}")
+        samples = rng.sample(range(len(self._lengths)), len(self._lengths))
+        # Stable: samples of equal length stay in random order, so that others meet in each epoch.
+        samples.sort(key=self._lengths.__getitem__)
+        remaining = iter(samples)
+        steps = [list(itertools.islice(remaining, size)) for size in self._step_sizes]
+        rng.shuffle(steps)
+        return steps
+
+
+def step_sizes(sorted_lengths: Sequence[int], config: DataConfig) -> list[int]:
+    """Numbers of samples per step, shortest first; the same in every epoch, since the lengths are."""
+    sizes: list[int] = []
+    count = 0
+    for length in sorted_lengths:
+        is_full = count == config.max_samples_per_step or (count + 1) * length > config.tokens_per_step
+        if count and is_full:
+            sizes.append(count)
+            count = 0
+        count += 1
+    return [*sizes, count]
