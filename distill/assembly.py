@@ -11,6 +11,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 import rope_gain
 from distill.adapters import add_adapters
+from distill.data.bad_samples import Tally
 from distill.data.collate import Collator
 from distill.data.sample import Sample, Source
 from distill.distiller import Distiller
@@ -24,6 +25,8 @@ from distill.trainer import Part, Trainer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
+SAMPLES_FILE = "samples.jsonl"
 
 # As `accelerate launch` names its configuration to the processes.
 _SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
@@ -55,7 +58,13 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
     adapted = None if recipe.lora is None else add_adapters(model, recipe.lora)
     processor = load_processor(recipe.student)
     collate = Collator(processor, model.base_model.get_rope_index)
-    source = make_source(recipe.data, seed=recipe.train.seed, count_tokens=collate.count_tokens)
+    source = make_source(
+        recipe.data,
+        seed=recipe.train.seed,
+        count_tokens=collate.count_tokens,
+        window_tokens=model.config.get_text_config().max_position_embeddings,
+        tally=_make_tally(accelerator, log_path),
+    )
     student = SignalModel(model, freeze_vision=recipe.train.freeze_vision, feature_cache_bytes=cache_bytes)
     teacher = None
     if recipe.teacher is not None:
@@ -112,6 +121,13 @@ def _make_accelerator(config: TrainConfig) -> Accelerator:
     if config.device == "cuda" and accelerator.device.type != "cuda":
         raise ValueError("train.device: 'cuda', expected 'auto' or 'cpu': torch finds no GPU")
     return accelerator
+
+
+def _make_tally(accelerator: Accelerator, log_path: Path) -> Tally:
+    """Every process reads all samples, one reports them."""
+    if accelerator.is_main_process:
+        return Tally(log_path.with_name(SAMPLES_FILE))
+    return Tally(is_quiet=True)
 
 
 def _student_model(recipe: Recipe, device: torch.device) -> "PreTrainedModel":

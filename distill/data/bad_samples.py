@@ -30,11 +30,10 @@ class Tally:
             is_quiet: prints nothing; for all processes of a run but one.
         """
         self._log_path = log_path
+        self._mode = "w"
         self._is_quiet = is_quiet
         self.used = 0
         self.skipped: Counter[Reason] = Counter()
-        if log_path is not None:
-            log_path.write_text("", encoding="utf-8")
 
     @property
     def read(self) -> int:
@@ -70,5 +69,6 @@ class Tally:
 
     def _log(self, entry: dict[str, Any]) -> None:
         if self._log_path is not None:
-            with self._log_path.open("a", encoding="utf-8") as file:
+            with self._log_path.open(self._mode, encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+            self._mode = "a"
