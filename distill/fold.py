@@ -23,7 +23,8 @@ _EXAMPLES = """examples:
   distill fold runs/miniature/student runs/miniature/folded --partial
 
 The gains go into the query and key projections or, in families with norms on query and key (Qwen3, Qwen3-VL), into
-those norms, which hold only gains that all heads share.
+those norms, which hold only gains that all heads share. Merge adapters before: one for the projections that was trained
+with the gains in place does not fit OUT.
 
 The logits before and after, on a prompt of several images (of text for a text model), may differ by rounding only: by
 1e-4 of the largest logit in float32; and a 16-bit checkpoint, whose weights are rounded a second time, by no more than
@@ -38,8 +39,8 @@ checkpoint with gains unless all layers do.
 _IMAGE_SIZES = ((128, 96), (96, 128), (64, 64), (128, 64), (112, 112), (64, 128))
 _QUESTION = "You are given a set of images. Please describe what differs between them."
 
-# For a text model; as long as the images make the other prompt.
-_TEXT = " ".join(f"Object {number} lies {7 * number % 31} steps from the door." for number in range(40))
+# For a text model.
+_TEXT = " ".join(f"Object {number} lies {7 * number % 31} steps from the door." for number in range(16))
 
 # What `make serve` runs: its gateway counts these models' image tokens.
 _GATEWAY_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

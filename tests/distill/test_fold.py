@@ -31,9 +31,12 @@ def attach_random(model: Any, config: RopeGainConfig) -> None:
             parameter.data.normal_(0, 0.3, generator=generator)
 
 
-def write_family(folder: Path, family: Family, config: RopeGainConfig) -> tuple[Any, Any]:
+def write_family(
+    folder: Path, family: Family, config: RopeGainConfig, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any]:
     """Writes the family's tiny model with random gains; returns it with its processor."""
     model, processor = build_tiny(family)
+    model.to(dtype)
     attach_random(model, config)
     rope_gain.save_pretrained(model, folder)
     processor.save_pretrained(folder)
@@ -134,10 +137,9 @@ def test_it_prints_the_differences_and_how_to_go_on(
     assert printed.endswith(f"make serve MODEL={tmp_path / 'out'}\n")
 
 
-def test_a_bfloat16_checkpoint_is_scaled_in_float32_and_stays_bfloat16(
-    write_gained: Callable[..., Any], tmp_path: Path
-) -> None:
-    gained = write_gained(tmp_path / "gained", STATIC, torch.bfloat16)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.architecture)
+def test_a_bfloat16_checkpoint_is_scaled_in_float32_and_stays_bfloat16(tmp_path: Path, family: Family) -> None:
+    gained, _ = write_family(tmp_path / "gained", family, SHARED, torch.bfloat16)
     assert main(["fold", str(tmp_path / "gained"), str(tmp_path / "out")]) == 0
     folded = rope_gain.load_pretrained(tmp_path / "out", dtype="auto")
     rope_gain.fold(gained)
