@@ -25,6 +25,9 @@ class Family:
     vllm_decoder: str
     """Path of the text decoder in vLLM."""
 
+    vllm_renames: tuple[tuple[str, str], ...] = ()
+    """How tensors' names begin as transformers saves them, and as the stock class in vLLM expects them."""
+
     @property
     def laid_architecture(self) -> str:
         """The name in the config.json of a checkpoint with gains, which stock engines do not know."""

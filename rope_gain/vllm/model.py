@@ -17,7 +17,8 @@ from rope_gain.families import Family, find_family
 from rope_gain.vllm.check import check_rotation
 from rope_gain.vllm.rotary import GainedRotaryEmbedding, HeadRange
 
-logger = init_logger(__name__)
+# Under vLLM's own name, whose logging is set up; others stay silent below warnings.
+logger = init_logger(f"vllm.{__name__}")
 
 if TYPE_CHECKING:
 
@@ -73,10 +74,7 @@ class GainedModel(_Base):
         Raises:
             ValueError: a gain tensor is missing; one has another shape than the model's sizes call for.
         """
-        # In the checkpoint the gain stands beside the projections; here it belongs to the module that applies it.
-        loaded = super().load_weights(
-            (name.replace(".self_attn.rope_gain.", ".self_attn.rotary_emb."), tensor) for name, tensor in weights
-        )
+        loaded = super().load_weights((self._rename(name), tensor) for name, tensor in weights)
         self.missing_gains -= loaded
         if self.missing_gains:
             raise ValueError(f"checkpoint: no weights for {', '.join(sorted(self.missing_gains))}")
@@ -92,6 +90,13 @@ class GainedModel(_Base):
             rotary: Any = self.get_submodule(f"{name}.rotary_emb")
             difference = check_rotation(name, rotary, stock)
             logger.info("%s: rotation with gain checked, off by %.1e of the largest value", name, difference)
+
+    def _rename(self, name: str) -> str:
+        for saved, expected in self.family.vllm_renames:
+            if name.startswith(saved):
+                name = name.replace(saved, expected, 1)
+        # In the checkpoint the gain stands beside the projections; here it belongs to the module that applies it.
+        return name.replace(".self_attn.rope_gain.", ".self_attn.rotary_emb.")
 
     def _gain_parameters(self) -> set[str]:
         return {
