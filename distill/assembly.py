@@ -20,6 +20,7 @@ from distill.loading import load_model, load_processor, make_source
 from distill.model import SignalModel, Teacher
 from distill.objective import Objective
 from distill.recipe import Recipe, TrainConfig
+from distill.recording.teacher import RecordedTeacher, open_recorded_teacher
 from distill.trainer import Part, Trainer
 
 if TYPE_CHECKING:
@@ -66,8 +67,12 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
         tally=_make_tally(accelerator, log_path),
     )
     student = SignalModel(model, freeze_vision=recipe.train.freeze_vision, feature_cache_bytes=cache_bytes)
-    teacher = None
-    if recipe.teacher is not None:
+    teacher: Teacher | RecordedTeacher | None = None
+    if recipe.teacher is not None and recipe.teacher.recording is not None:
+        teacher = open_recorded_teacher(recipe, processor)
+        # Compares the first step's inputs with what the recorded teacher was given, as every later step will.
+        teacher.signals(collate(source.samples(0)), layers=())
+    elif recipe.teacher is not None:
         teacher = Teacher(load_model(recipe.teacher, device), feature_cache_bytes=cache_bytes)
         _compare_inputs(recipe, source, collate, teacher)
     objective = Objective(

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from distill import fold, train
+from distill import fold, record, train
 from distill.evaluate import command as evaluate
 from distill.inspection import command as inspection
 from distill.miniature import command as miniature
@@ -12,6 +12,7 @@ from distill.miniature import command as miniature
 _EXAMPLES = """examples:
   distill train distill/recipes/miniature.yaml                make the miniature LAid student
   distill train recipe.yaml train.steps=300 --resume          change a setting; go on if it was stopped before
+  distill record recipe.yaml runs/signals                     run the teacher once, then train without it
   distill evaluate runs/miniature/student                     measure its effective window
   distill evaluate http://127.0.0.1:8000/v1                   the same through the server
   distill fold runs/static/student runs/static/folded         static gains into the weights: a stock checkpoint
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (train, evaluate, inspection, fold, miniature):
+    for module in (train, record, evaluate, inspection, fold, miniature):
         module.add_parser(verbs)
     chosen = parser.parse_args(arguments)
     try:

@@ -12,7 +12,18 @@ from distill.features import ImageFeatures
 from distill.signals import AttentionShape, Signals
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def attention_shape(config: "PreTrainedConfig") -> AttentionShape:
+    """The sizes of the decoder's attention, by a vision-language model's configuration."""
+    text = config.get_text_config()
+    return AttentionShape(
+        num_layers=text.num_hidden_layers,
+        num_heads=text.num_attention_heads,
+        num_key_value_heads=text.num_key_value_heads,
+        head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+    )
 
 
 class SignalModel:
@@ -26,13 +37,7 @@ class SignalModel:
     @property
     def shape(self) -> AttentionShape:
         """The sizes of the decoder's attention."""
-        config = self.model.config.get_text_config()
-        return AttentionShape(
-            num_layers=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        )
+        return attention_shape(self.model.config)
 
     def signals(self, batch: Batch, layers: Collection[int]) -> Signals:
         """Runs the model on the batch.

@@ -10,6 +10,7 @@ from distill.data.batch import Batch
 from distill.losses.alignment import query_key_alignment
 from distill.losses.logits import answer_cross_entropy, logit_distillation
 from distill.losses.matching import Tilt, attention_matching
+from distill.losses.top_logits import top_logit_distillation
 from distill.mixing import LinearMixing, SoftmaxMixing
 from distill.recipe import AlignmentConfig, LayerPair, LossConfig, MatchingConfig
 from distill.schedule import gamma_at
@@ -105,13 +106,7 @@ class Objective(nn.Module):
         if config.lambda_sft > 0:
             weighted["sft"] = config.lambda_sft, answer_cross_entropy(student.logits_NV, batch.answer_ids)
         if teacher is not None and config.lambda_kl > 0:
-            kl = logit_distillation(
-                student.logits_NV,
-                teacher.logits_NV,
-                temperature=config.temperature,
-                vocabulary_size=self._vocabulary_size,
-            )
-            weighted["kl"] = config.lambda_kl, kl
+            weighted["kl"] = config.lambda_kl, self._logit_distillation(student, teacher)
         if teacher is not None and self._aligned:
             weighted["alignment"] = config.alignment_weight, self._alignment(student, teacher, batch)
         if teacher is not None and self._matched:
@@ -125,6 +120,14 @@ class Objective(nn.Module):
         """The tilt's exponent at this share of the training."""
         matching = self.config.matching
         return gamma_at(progress, matching.schedule, matching.gamma_max)
+
+    def _logit_distillation(self, student: Signals, teacher: Signals) -> Tensor:
+        size = self._vocabulary_size
+        if teacher.top_logits is not None:
+            return top_logit_distillation(student.logits_NV, teacher.top_logits, vocabulary_size=size)
+        return logit_distillation(
+            student.logits_NV, teacher.logits_NV, temperature=self.config.temperature, vocabulary_size=size
+        )
 
     def _alignment(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         rows = batch.rows(self.config.alignment.rows)

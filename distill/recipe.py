@@ -19,6 +19,14 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherConfig(ModelConfig):
+    """The model to learn from, live or recorded."""
+
+    recording: str | None = None
+    """A folder that `distill record` made: the signals come from there, and the teacher's weights are not loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerPair:
     """A student layer and the teacher layer it follows; negative numbers count from the last layer."""
 
@@ -307,7 +315,7 @@ class Recipe:
     output: str
     """Folder of the run: log.jsonl, state.pt while it runs, checkpoint/ at the end."""
     student: ModelConfig
-    teacher: ModelConfig | None = None
+    teacher: TeacherConfig | None = None
     gain: RopeGainConfig | None = None
     """The learnable response gain; null trains the student without one."""
     lora: LoraConfig | None = None

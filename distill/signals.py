@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from distill.losses.top_logits import TopLogits
+
 
 @dataclass(frozen=True, kw_only=True)
 class QueryKey:
@@ -25,6 +27,8 @@ class Signals:
     logits_NV: Tensor
     """At the rows that predict an answer token, in the order of `Batch.answer_BT`."""
     layers: dict[int, QueryKey]
+    top_logits: TopLogits | None = None
+    """In place of `logits_NV`, which is then empty: a recording that keeps the likeliest tokens only."""
 
 
 @dataclass(frozen=True, kw_only=True)

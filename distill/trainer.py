@@ -19,6 +19,7 @@ from distill.objective import Losses
 from distill.optimizer import make_optimizer, set_learning_rates
 from distill.prefetch import prefetched
 from distill.recipe import Recipe
+from distill.recording.teacher import RecordedTeacher
 from distill.runlog import RunLog
 from distill.signals import Signals
 from distill.state import load_state, save_state
@@ -52,7 +53,7 @@ class Trainer:
         *,
         accelerator: Accelerator,
         distiller: Distiller,
-        teacher: Teacher | None,
+        teacher: Teacher | RecordedTeacher | None,
         make_parts: Callable[[int], Sequence[Part]],
         state_path: Path,
         log_path: Path,

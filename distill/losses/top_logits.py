@@ -1,0 +1,49 @@
+"""Logit distillation from a teacher of whose softmax only the likeliest tokens are kept."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopLogits:
+    """The k likeliest tokens of each row's softmax at one temperature, and all others as one."""
+
+    log_p_NK: Tensor
+    token_NK: Tensor
+    log_rest_N: Tensor
+    """Log of the probability that all other tokens have together."""
+    temperature: float
+
+
+def take_top_logits(logits_NV: Tensor, *, k: int, temperature: float, vocabulary_size: int) -> TopLogits:
+    """The top of softmax(logits/temperature) over the tokenizer's true size, in float32."""
+    log_p_NV = (logits_NV[:, :vocabulary_size].float() / temperature).log_softmax(dim=-1)
+    top = log_p_NV.topk(k, dim=-1)
+    return TopLogits(
+        log_p_NK=top.values,
+        token_NK=top.indices,
+        log_rest_N=_log_sum_of_others(log_p_NV, top.indices),
+        temperature=temperature,
+    )
+
+
+def top_logit_distillation(student_NV: Tensor, teacher: TopLogits, *, vocabulary_size: int) -> Tensor:
+    """`logit_distillation` with all tokens outside the teacher's top taken as one, at its recorded temperature.
+
+    Both models' probabilities of those tokens are added up, so the student is told how much the others may have
+    together and not how to share it out. By the chain rule of the KL this is at most the full one, by the teacher's
+    remaining mass times the KL inside the remainder; it equals the full one if the remainder is a single token.
+    """
+    log_q_NV = (student_NV[:, :vocabulary_size].float() / teacher.temperature).log_softmax(dim=-1)
+    rest_N1 = _log_sum_of_others(log_q_NV, teacher.token_NK)[:, None]
+    log_q_NK = torch.cat([log_q_NV.gather(1, teacher.token_NK), rest_N1], dim=1)
+    log_p_NK = torch.cat([teacher.log_p_NK, teacher.log_rest_N[:, None]], dim=1)
+    kl_N = (log_p_NK.exp() * (log_p_NK - log_q_NK)).sum(dim=1)
+    return kl_N.mean() * teacher.temperature**2
+
+
+def _log_sum_of_others(log_p_NV: Tensor, token_NK: Tensor) -> Tensor:
+    # Not 1 - sum of the top: the remainder may be far below float32's spacing at 1.
+    return log_p_NV.scatter(1, token_NK, -torch.inf).logsumexp(dim=1)
