@@ -1,5 +1,6 @@
 """Builds a run from its recipe: models, data, loss and trainer."""
 
+import importlib.util
 import itertools
 import os
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
         ValueError: the models do not fit each other, the loss or the data.
     """
     torch.manual_seed(recipe.train.seed)
-    accelerator = _make_accelerator(recipe.train)
+    accelerator = _make_accelerator(recipe.train, folder=log_path.parent)
     device = accelerator.device
     cache_bytes = recipe.train.feature_cache_mib * 2**20
     model = _student_model(recipe, device)
@@ -106,12 +107,21 @@ def split(samples: list[Sample], num_parts: int) -> list[list[Sample]]:
     return [samples[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def _make_accelerator(config: TrainConfig) -> Accelerator:
+def _make_accelerator(config: TrainConfig, *, folder: Path) -> Accelerator:
     """One process, or one of those that `accelerate launch` started; sharded training is refused.
 
+    Args:
+        folder: of the run, where trackers write.
+
     Raises:
-        ValueError: Accelerate is configured for DeepSpeed or FSDP, or a GPU is asked for where there is none.
+        ValueError: Accelerate is configured for DeepSpeed or FSDP, a GPU is asked for where there is none, or a
+            tracker is not installed.
     """
+    for tracker in config.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise ValueError(
+                f"train.trackers: {tracker!r} is not installed; install it with: pip install {tracker}, or leave it out"
+            )
     for kind in _SHARDED:
         if os.environ.get(f"ACCELERATE_USE_{kind}", "false") == "true":
             raise ValueError(
@@ -121,8 +131,13 @@ def _make_accelerator(config: TrainConfig) -> Accelerator:
     # A tower in training sees no image in a step of text alone, and its weights then have no gradient to exchange.
     unused = DistributedDataParallelKwargs(find_unused_parameters=not config.freeze_vision)
     accelerator = Accelerator(
-        cpu=config.device == "cpu", mixed_precision=config.mixed_precision, kwargs_handlers=[unused]
+        cpu=config.device == "cpu",
+        mixed_precision=config.mixed_precision,
+        kwargs_handlers=[unused],
+        log_with=list(config.trackers),
+        project_dir=folder,
     )
+    accelerator.init_trackers("laid")
     if config.device == "cuda" and accelerator.device.type != "cuda":
         raise ValueError("train.device: 'cuda', expected 'auto' or 'cpu': torch finds no GPU")
     return accelerator

@@ -8,6 +8,8 @@ from distill.losses.kinds import DistanceKind, RowKind
 from distill.schedule import GammaSchedule
 from rope_gain import RopeGainConfig
 
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -274,6 +276,8 @@ class TrainConfig:
     gradient is that of the samples in one piece."""
     save_every: int = 100
     """Steps between saved states."""
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    """Where the losses go beside log.jsonl; TensorBoard's files are in the output folder."""
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -11,7 +11,7 @@ from torch import nn
 from distill.recipe import Recipe
 
 # What may differ between the run that saved and the run that resumes: it does not touch the result.
-_FREE_SETTINGS = ("output", "train.save_every", "train.feature_cache_mib")
+_FREE_SETTINGS = ("output", "train.save_every", "train.feature_cache_mib", "train.trackers")
 
 
 def save_state(path: Path, *, recipe: Recipe, modules: dict[str, nn.Module], values: dict[str, Any]) -> None:

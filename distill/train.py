@@ -20,8 +20,8 @@ _EXAMPLES = """examples:
   distill train recipe.yaml --resume        go on after Ctrl-C or a crash, with the same settings
   accelerate launch --num_processes 4 -m distill train recipe.yaml      several GPUs, or with --cpu several processes
 
-The output folder gets log.jsonl (every loss term of every step), state.pt while the run is unfinished, and the
-checkpoint in student/.
+The output folder gets log.jsonl (every loss term of every step), TensorBoard's files in laid/, state.pt while the run
+is unfinished, and the checkpoint in student/.
 """
 
 
@@ -86,7 +86,8 @@ def _train(recipe: Recipe, folder: Path, checkpoint: Path, command: str) -> int:
         "seconds": round(trainer.seconds, 1),
         "losses": trainer.last_losses(),
     }
-    export_student(checkpoint, model=run.model, processor=run.processor, recipe=recipe, training=training)
+    log = trainer.log_entries()
+    export_student(checkpoint, model=run.model, processor=run.processor, recipe=recipe, training=training, log=log)
     (folder / STATE_FILE).unlink()
     _print_checkpoint(checkpoint)
     return 0

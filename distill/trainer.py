@@ -102,6 +102,7 @@ class Trainer:
                 entry["seconds"] = round(time.perf_counter() - started, 4)
                 if self._log is not None:
                     self._log.add(entry)
+                self._accelerator.log(_tracked(entry), step=self.step)
                 self.seconds += time.perf_counter() - started
                 self.step += 1
                 bar.set_postfix(_shown(entry), refresh=False)
@@ -109,11 +110,16 @@ class Trainer:
                 if self.step % config.save_every == 0:
                     self._save()
         self._save()
+        self._accelerator.end_training()
         return self.step == config.steps
 
     def last_losses(self) -> dict[str, float]:
         """Mean of each loss term over the last steps; in the main process."""
         return {} if self._log is None else self._log.last_losses()
+
+    def log_entries(self) -> list[dict[str, Any]]:
+        """All entries of log.jsonl; in the main process."""
+        return [] if self._log is None else self._log.entries()
 
     def _input_maker(self) -> Callable[[int], Inputs]:
         """Makes the inputs of each piece of a step in their order: one ahead, beside the student's update."""
@@ -213,6 +219,12 @@ class Trainer:
         values = load_state(self._state_path, recipe=self._recipe, modules=self._modules)
         self._optimizer.load_state_dict(values["optimizer"])
         self.step, self.seconds = values["step"], values["seconds"]
+
+
+def _tracked(entry: Mapping[str, Any]) -> dict[str, float]:
+    """One flat dictionary of numbers, as trackers take it."""
+    losses = {f"losses/{name}": value for name, value in entry["losses"].items()}
+    return losses | {name: value for name, value in entry.items() if name not in ("step", "losses")}
 
 
 def _shown(entry: Mapping[str, Any]) -> dict[str, str]:

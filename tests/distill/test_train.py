@@ -4,12 +4,16 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rope_gain
 from distill.checkpoint import read_laid
@@ -44,9 +48,10 @@ def trained(write_recipe: Callable[[Path], Path], tmp_path_factory: pytest.TempP
 
 def test_the_checkpoint_loads_and_carries_its_history(trained: Path, model_folders: dict[str, Path]) -> None:
     student = trained / "student"
-    assert sorted(path.name for path in trained.iterdir()) == ["log.jsonl", "student"]
+    assert sorted(path.name for path in trained.iterdir()) == ["laid", "log.jsonl", "student"]
     files = {path.name for path in student.iterdir()}
     assert {"laid.safetensors", "laid.json", "chat_template.jinja", "tokenizer.json", "generation_config.json"} <= files
+    assert {"README.md", "training.png"} <= files
     assert "model.safetensors" not in files
     record = read_laid(student)
     assert record is not None
@@ -75,6 +80,32 @@ def test_the_log_has_every_term_of_every_step(trained: Path) -> None:
         assert entry["tokens"] > 0
 
 
+def test_the_model_card_tells_what_was_done(trained: Path, model_folders: dict[str, Path]) -> None:
+    _, header, text = (trained / "student" / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(header)["base_model"] == str(model_folders["base"])
+    entries = log_entries(trained)
+    assert f"| teacher | `{model_folders['teacher']}` |" in text
+    assert f"| samples, images | {sum(e['samples'] for e in entries)}, {sum(e['images'] for e in entries)} |" in text
+    with Image.open(trained / "student" / "training.png") as curve:
+        assert curve.size[0] > 500
+
+
+def test_tensorboard_gets_every_step(trained: Path) -> None:
+    accumulator = EventAccumulator(str(trained / "laid")).Reload()
+    found = [(event.step, event.value) for event in accumulator.Scalars("losses/matching")]
+    expected = [(entry["step"], entry["losses"]["matching"]) for entry in log_entries(trained)]
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-6)
+
+
+def test_a_tracker_that_is_not_installed_is_refused(
+    recipe_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(["train", str(recipe_path), "train.trackers=[wandb]"]) == 1
+    assert "pip install wandb" in capsys.readouterr().err
+
+
 def test_the_exported_model_is_the_trained_one(recipe_path: Path, tmp_path: Path, processor: Any) -> None:
     from distill.assembly import assemble
     from distill.export import export_student
@@ -83,7 +114,8 @@ def test_the_exported_model_is_the_trained_one(recipe_path: Path, tmp_path: Path
     run = assemble(recipe, state_path=tmp_path / "state.pt", log_path=tmp_path / "log.jsonl")
     with StopRequest() as stop:
         assert run.trainer.run(stop)
-    export_student(tmp_path / "student", model=run.model, processor=run.processor, recipe=recipe, training={})
+    report = {"training": {"seconds": 1.0}, "log": run.trainer.log_entries()}
+    export_student(tmp_path / "student", model=run.model, processor=run.processor, recipe=recipe, **report)
     loaded = rope_gain.load_pretrained(tmp_path / "student", attn_implementation="sdpa")
     inputs = processor.apply_chat_template(
         make_item(0, 4, "open").messages(), return_tensors="pt", return_dict=True, tokenize=True
