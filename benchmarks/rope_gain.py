@@ -75,10 +75,10 @@ class Size:
     num_heads: int = 8
     num_key_value_heads: int = 2
     prefill_tokens: int = 512
-    prefill_rounds: int = 40
+    prefill_rounds: int = 30
     decode_sequences: int = 4
     decode_prompt_tokens: int = 64
-    decode_rounds: int = 600
+    decode_rounds: int = 300
     rotary_rounds: int = 300
 
 
@@ -115,7 +115,7 @@ def main() -> None:
         for mode in size.modes:
             engines, graphs = start_engines(Path(root), mode)
             dtype = str(engines[STOCK].llm_engine.vllm_config.model_config.dtype)
-            rows += [Row(**{**dataclasses.asdict(row), "name": f"{mode}: {row.name}"}) for row in graphs]
+            rows += [dataclasses.replace(row, name=f"{mode}: {row.name}") for row in graphs]
             rows += measure(engines, size, mode)
             del engines
             gc.collect()
@@ -239,7 +239,11 @@ def start_engines(root: Path, mode: str) -> tuple[dict[str, LLM], list[Row]]:
         added[name] = len(compiled_graphs(root) - before)
         print(f"{mode}: started {name}", flush=True)
     same_classes = classes_of(engines[FOLDED]) == classes_of(engines[STOCK])
-    rows = [check_row("folded: every module's class is stock's", same_classes)]
+    same_config = (root / FOLDED / "config.json").read_bytes() == (root / STOCK / "config.json").read_bytes()
+    rows = [
+        check_row("folded: config.json is stock's", same_config),
+        check_row("folded: every module's class is stock's", same_classes),
+    ]
     if mode == "compiled":
         rows.append(check_row("folded: compiled graph is stock's", added[STOCK] > 0 and added[FOLDED] == 0))
     return engines, rows
@@ -279,21 +283,30 @@ def check_row(name: str, passed: bool) -> Row:
 
 
 def measure(engines: dict[str, LLM], size: Size, mode: str) -> list[Row]:
+    rows = memory_rows(engines) + activity_rows(engines, size)
+    print_progress(mode, rows)
+    # A collection would fall on whichever engine has its turn.
     gc.collect()
     gc.disable()
-    rows = memory_rows(engines) + activity_rows(engines, size)
-    prefill = prefill_times(engines, size)
-    decode = decode_times(engines, size)
-    gc.enable()
-    rows += throughput_rows("prefill", prefill) + throughput_rows("decode", decode)
-    if mode == "eager":
-        for phase, tokens, times in (
-            ("prefill", size.prefill_tokens, prefill),
-            ("decode", size.decode_sequences, decode),
-        ):
+    for phase, tokens, measure_times in (
+        ("prefill", size.prefill_tokens, prefill_times),
+        ("decode", size.decode_sequences, decode_times),
+    ):
+        times = measure_times(engines, size)
+        found = throughput_rows(phase, times)
+        if mode == "eager" and not torch.cuda.is_available():
             layer_seconds = statistics.median(times[STOCK].cpu) / size.num_layers
-            rows += rotary_rows(engines, size, phase, tokens, layer_seconds)
+            found += rotary_rows(engines, size, phase, tokens, layer_seconds)
+        print_progress(mode, found)
+        rows += found
+    gc.enable()
     return [dataclasses.replace(row, name=f"{mode}: {row.name}") for row in rows]
+
+
+def print_progress(mode: str, rows: list[Row]) -> None:
+    """A full run takes minutes, on a busy machine many."""
+    for row in rows:
+        print(f"{mode}: {row.name}: {row.value:.5g}", flush=True)
 
 
 def prefill_times(engines: dict[str, LLM], size: Size) -> dict[str, Times]:
