@@ -22,7 +22,12 @@ class Downloads:
 
     def __init__(self, config: ImagesConfig) -> None:
         self._config = config
-        self._client = httpx.Client(timeout=config.url_seconds, headers={"Accept-Encoding": "identity"})
+        self._client = httpx.Client(
+            timeout=config.url_seconds,
+            headers={"Accept-Encoding": "identity"},
+            # Nobody closes this client: no connection outlives its answer.
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
 
     def read(self, url: str) -> bytes:
         """The content of a URL, at most one byte over the limit.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 _BLANKS = re.compile(r"[ \t\r\n]*")
+_AFTER_VALUE = tuple(" \t\r\n,:]}")
 _BLOCK_BYTES = 2**20
 _MAX_ELEMENT_BYTES = 2**26
 
@@ -38,23 +39,24 @@ def iter_elements(path: Path) -> Iterator[Element]:
 
 def _list(reader: "_Reader", key: str | None) -> Iterator[Element]:
     reader.expect("[")
-    while reader.peek() != "]":
+    if reader.peek() != "]":
         yield reader.element(key)
-        if reader.peek() != "]":
+        while reader.peek() == ",":
             reader.expect(",")
+            yield reader.element(key)
     reader.expect("]")
 
 
 def _object(reader: "_Reader") -> Iterator[Element]:
     reader.expect("{")
-    while reader.peek() != "}":
+    while reader.peek() == '"':
         key = json.loads(reader.element(None).content)
         reader.expect(":")
         if reader.peek() == "[":
             yield from _list(reader, key)
         else:
             reader.element(None)
-        if reader.peek() != "}":
+        if reader.peek() == ",":
             reader.expect(",")
     reader.expect("}")
 
@@ -103,8 +105,8 @@ class _Reader:
         while True:
             try:
                 end: Any = self._decoder.raw_decode(self._text, self._at)[1]
-                # A number may go on behind the end of the window.
-                if end < len(self._text) or self._is_whole:
+                # A number may go on behind the end of the window, and half of 1e5 is a number too.
+                if self._text[end : end + 1] in _AFTER_VALUE or self._is_whole:
                     return int(end)
             except json.JSONDecodeError as error:
                 if self._is_whole or len(self._text) - self._at > _MAX_ELEMENT_BYTES:

@@ -70,7 +70,7 @@ class WebDatasetRecords:
             raise ValueError(f"files {', '.join(members)}, expected a .json with messages or conversations")
         record = json.loads(members["json"])
         messages = record["messages"] if "messages" in record else openai_messages(record["conversations"])
-        images = {name: content for name, content in members.items() if name.lower().endswith(_IMAGES)}
+        images = {name: content for name, content in members.items() if f".{name.lower()}".endswith(_IMAGES)}
         if not _names_images(messages):
             return parse_with_images(messages, list(images.values()), take, self.name(place))
 
