@@ -16,7 +16,7 @@ from distill.data.bad_samples import Tally
 from distill.data.collate import Collator
 from distill.data.sample import Sample, Source
 from distill.distiller import Distiller
-from distill.inputs import check_same_inputs
+from distill.inputs import check_same_inputs, check_same_vocabulary
 from distill.loading import load_model, load_processor, make_source
 from distill.model import SignalModel, Teacher
 from distill.objective import Objective
@@ -75,7 +75,7 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
         teacher.signals(collate(source.samples(0)), layers=())
     elif recipe.teacher is not None:
         teacher = Teacher(load_model(recipe.teacher, device), feature_cache_bytes=cache_bytes)
-        _compare_inputs(recipe, source, collate, teacher)
+        _compare_inputs(recipe, source, collate, teacher, processor)
     objective = Objective(
         recipe.loss,
         student=student.shape,
@@ -161,9 +161,11 @@ def _student_model(recipe: Recipe, device: torch.device) -> "PreTrainedModel":
     return model
 
 
-def _compare_inputs(recipe: Recipe, source: Source, collate: Collator, teacher: Teacher) -> None:
+def _compare_inputs(recipe: Recipe, source: Source, collate: Collator, teacher: Teacher, processor: Any) -> None:
     if recipe.teacher is None:
         return
+    teacher_processor = load_processor(recipe.teacher)
+    check_same_vocabulary(processor.tokenizer, teacher_processor.tokenizer)
     samples = source.samples(0)
-    teacher_collate = Collator(load_processor(recipe.teacher), teacher.model.base_model.get_rope_index)
+    teacher_collate = Collator(teacher_processor, teacher.model.base_model.get_rope_index)
     check_same_inputs(collate(samples), teacher_collate(samples))

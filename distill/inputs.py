@@ -1,5 +1,7 @@
 """Compares what two models would be given for the same samples."""
 
+from typing import Any
+
 import torch
 
 from distill.data.batch import Batch
@@ -38,6 +40,27 @@ def check_same_inputs(student: Batch, teacher: Batch) -> None:
     if not torch.equal(student.position_ids_3BT, teacher.position_ids_3BT):
         differs_B = (student.position_ids_3BT != teacher.position_ids_3BT).any(dim=2).any(dim=0)
         raise ValueError(f"inputs: {student.names[int(differs_B.int().argmax())]}: the M-RoPE positions differ")
+
+
+def check_same_vocabulary(student: Any, teacher: Any) -> None:
+    """Makes sure that a logit means the same token in both models; what pads the embeddings is not compared.
+
+    Args:
+        student: its tokenizer, as transformers loads it.
+        teacher: likewise.
+
+    Raises:
+        ValueError: a token has another number, or is not there.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours == theirs:
+        return
+    differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    token = differing[0]
+    raise ValueError(
+        f"tokenizers: {len(differing)} tokens differ; {token!r} is {ours.get(token, 'unknown')} for the student and "
+        f"{theirs.get(token, 'unknown')} for the teacher; expected models that share a tokenizer"
+    )
 
 
 def _first_difference(ours: list[int], theirs: list[int]) -> str:

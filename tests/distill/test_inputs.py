@@ -8,8 +8,9 @@ import rope_gain
 from distill.data.batch import Batch
 from distill.data.collate import Collator
 from distill.data.sample import Sample
-from distill.inputs import check_same_inputs
+from distill.inputs import check_same_inputs, check_same_vocabulary
 from distill.miniature.items import make_item
+from distill.miniature.processor import make_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +56,11 @@ def test_other_positions_are_noticed(batch: Batch) -> None:
     changed[2, 1, 5] += 1
     with pytest.raises(ValueError, match=f"{batch.names[1]}: the M-RoPE positions differ"):
         check_same_inputs(batch, dataclasses.replace(batch, position_ids_3BT=changed))
+
+
+def test_tokenizers_that_differ_are_noticed() -> None:
+    ours, theirs = make_tokenizer(), make_tokenizer()
+    check_same_vocabulary(ours, theirs)
+    theirs.add_tokens(["<new>"])
+    with pytest.raises(ValueError, match="1 tokens differ; '<new>' is unknown for the student and"):
+        check_same_vocabulary(ours, theirs)
