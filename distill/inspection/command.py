@@ -62,12 +62,17 @@ def run(arguments: argparse.Namespace) -> int:
     from distill.inspection.table import format_tables, to_json
 
     gains = read_gains(checkpoint)
+    folded = (read_laid(checkpoint) or {}).get("folded")
+    source = folded["source"]["path"] if folded else None
     spectrum = make_spectrum(gains, _choose_positions(checkpoint, gains, arguments.at))
     if arguments.json:
-        head = {"checkpoint": str(checkpoint), "architecture": gains.family.architecture}
+        head = {"checkpoint": str(checkpoint), "architecture": gains.family.architecture, "folded_from": source}
         print(json.dumps(head | {"rope_gain": gains.config.to_dict()} | to_json(spectrum), indent=2, allow_nan=False))
     else:
-        print(_describe(checkpoint, gains), format_tables(spectrum), sep="\n\n")
+        note = (
+            [f"the static part was folded into the weights and is not shown; it is still in {source}"] if source else []
+        )
+        print("\n".join([_describe(checkpoint, gains), *note]), format_tables(spectrum), sep="\n\n")
     if figure is not None:
         from distill.inspection.figure import draw_gains
 

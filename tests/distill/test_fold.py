@@ -207,6 +207,8 @@ def test_partial_folds_the_static_factor_and_keeps_the_slope(
         f"keeps the gains that do not fold; serve it, with this package, by: make serve MODEL={tmp_path / 'out'}\n"
         in (capsys.readouterr().out)
     )
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    assert f"is not shown; it is still in {tmp_path / 'gained'}\n" in capsys.readouterr().out
 
 
 def test_partial_makes_a_stock_checkpoint_where_everything_folds(gained: Path, folded: Path, tmp_path: Path) -> None:
