@@ -27,7 +27,10 @@ class ImageFeatures:
         self._cache: ByteCache[bytes, Tensor] = ByteCache(capacity_bytes)
 
     def __call__(self, images: Sequence[Patches]) -> list[Tensor]:
-        """Features [image tokens, hidden size] of each image, in order, on the model's device."""
+        """Features [levels, image tokens, hidden size] of each image, in order, on the model's device.
+
+        Level 0 is what takes the image tokens' places; the others, which Qwen3-VL has, are added in deeper layers.
+        """
         distinct = {image.key: image for image in images}
         if not self._is_frozen:
             features = self._encode(distinct)
@@ -35,9 +38,9 @@ class ImageFeatures:
             features = {key: found for key in distinct if (found := self._cache.get(key)) is not None}
             with torch.no_grad():
                 new = self._encode({key: image for key, image in distinct.items() if key not in features})
-            for key, features_TD in new.items():
-                features[key] = features_TD.clone()
-                self._cache.put(key, features[key], features_TD.nbytes)
+            for key, features_LTD in new.items():
+                features[key] = features_LTD
+                self._cache.put(key, features_LTD, features_LTD.nbytes)
         return [features[image.key] for image in images]
 
     def _encode(self, images: dict[bytes, Patches]) -> dict[bytes, Tensor]:
@@ -45,5 +48,7 @@ class ImageFeatures:
             return {}
         pixel_values = torch.cat([image.pixel_values_PC for image in images.values()]).to(self._model.device)
         grids = torch.stack([image.grid_3 for image in images.values()]).to(self._model.device)
-        encoded = self._model.get_image_features(pixel_values, grids).pooler_output
-        return dict(zip(images, encoded, strict=True))
+        encoded = self._model.get_image_features(pixel_values, grids)
+        levels = [encoded.pooler_output, *(getattr(encoded, "deepstack_features", None) or ())]
+        # Stacked, so copied: a view would keep the whole batch in memory for as long as one image is cached.
+        return {key: torch.stack(of_image) for key, *of_image in zip(images, *levels, strict=True)}

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+FAMILIES = (
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration",
+)
+"""Architectures that can be teachers and students."""
+
+
 def resolve_path(path: str) -> str:
     """The folder of `miniature:teacher` and `miniature:base`; any other path as it is."""
     prefix, separator, name = path.partition(":")
@@ -35,10 +43,17 @@ def resolve_path(path: str) -> str:
 
 
 def load_model(config: ModelConfig, device: torch.device) -> "PreTrainedModel":
-    """Loads a checkpoint folder, stock or with gains, or a stock model by its Hub name; in evaluation mode."""
+    """Loads a checkpoint folder, stock or with gains, or a stock model by its Hub name; in evaluation mode.
+
+    Raises:
+        ValueError: the model is of a family that cannot be distilled.
+    """
     path = resolve_path(config.path)
     load = rope_gain.load_pretrained if Path(path).is_dir() else AutoModelForImageTextToText.from_pretrained
     model: PreTrainedModel = load(path, dtype=getattr(torch, config.dtype))
+    architecture = type(model).__name__.removeprefix("LAid")
+    if architecture not in FAMILIES:
+        raise ValueError(f"{path}: got {architecture}, expected one that can be distilled: {', '.join(FAMILIES)}")
     return model.to(device)
 
 

@@ -4,7 +4,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from torch import Tensor
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from distill.capture import QueryKeyRecorder, enable_capture
 from distill.data.batch import Batch
@@ -47,7 +48,7 @@ class SignalModel:
         """
         recorder = QueryKeyRecorder(layers)
         features = self._features(batch.images)
-        vision = {"image": BaseModelOutputWithPooling(pooler_output=tuple(features))} if features else None
+        vision = {"image": _vision_output(features)} if features else None
         output = self.model.base_model(
             input_ids=batch.input_ids_BT,
             position_ids=batch.position_ids_3BT,
@@ -57,6 +58,12 @@ class SignalModel:
         )
         logits_NV = self.model.get_output_embeddings()(output.last_hidden_state[batch.answer_BT])
         return Signals(logits_NV=logits_NV, layers=recorder.layers)
+
+
+def _vision_output(features: list[Tensor]) -> BaseModelOutputWithDeepstackFeatures:
+    """As `get_image_features` returns it: by level, and there by image."""
+    levels = [tuple(level) for level in zip(*(of_image.unbind() for of_image in features), strict=True)]
+    return BaseModelOutputWithDeepstackFeatures(pooler_output=levels[0], deepstack_features=levels[1:])
 
 
 class Teacher(SignalModel):

@@ -8,8 +8,11 @@ from PIL import Image
 import rope_gain
 from distill.data.collate import Collator
 from distill.data.sample import Sample
+from distill.loading import FAMILIES
 from distill.miniature.items import make_item
 from distill.model import SignalModel, Teacher
+from rope_gain.families import find_family
+from tests.rope_gain.models import build_tiny
 
 
 def sample(num_images: int, *, kind: str = "open", size: tuple[int, int] | None = None) -> Sample:
@@ -47,6 +50,19 @@ def test_answer_logits_equal_the_stock_way(model_folders: dict[str, Path], proce
         torch.testing.assert_close(signals.signals(batch, []).logits_NV, expected, rtol=1e-4, atol=1e-5)
     answers = [processor.tokenizer(each.answer + "<|im_end|>")["input_ids"] for each in samples]
     assert batch.answer_ids.tolist() == [token for answer in answers for token in answer]
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_every_family_s_signals_equal_the_stock_way(architecture: str) -> None:
+    model, processor = build_tiny(find_family(architecture))
+    samples = [sample(3), sample(1, size=(64, 96)), sample(4)]
+    expected = torch.cat([stock_logits(model, processor, each) for each in samples])
+    batch = Collator(processor, model.base_model.get_rope_index)(samples)
+    signals = SignalModel(model, freeze_vision=True, feature_cache_bytes=2**20)
+    for _ in range(2):
+        found = signals.signals(batch, [0, 1])
+        torch.testing.assert_close(found.logits_NV, expected, rtol=1e-4, atol=1e-4)
+    assert set(found.layers) == {0, 1}
 
 
 def test_a_tower_in_training_gets_gradients_and_a_frozen_one_none(

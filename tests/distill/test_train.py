@@ -22,6 +22,8 @@ from distill.config import load_config
 from distill.interrupt import StopRequest
 from distill.miniature.items import make_item
 from distill.recipe import Recipe
+from rope_gain.families import find_family
+from tests.rope_gain.models import build_tiny
 
 
 def log_entries(folder: Path) -> list[dict[str, Any]]:
@@ -104,6 +106,17 @@ def test_a_tracker_that_is_not_installed_is_refused(
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert main(["train", str(recipe_path), "train.trackers=[wandb]"]) == 1
     assert "pip install wandb" in capsys.readouterr().err
+
+
+def test_a_family_that_cannot_be_distilled_is_refused(
+    recipe_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, processor = build_tiny(find_family("InternVLForConditionalGeneration"))
+    model.save_pretrained(tmp_path / "internvl")
+    processor.save_pretrained(tmp_path / "internvl")
+    assert main(["train", str(recipe_path), f"student.path={tmp_path / 'internvl'}"]) == 1
+    message = capsys.readouterr().err
+    assert "got InternVLForConditionalGeneration, expected one that can be distilled: Qwen2VL" in message
 
 
 def test_the_exported_model_is_the_trained_one(recipe_path: Path, tmp_path: Path, processor: Any) -> None:
