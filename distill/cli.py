@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from distill import fold, record, train
+from distill.data import command as data
 from distill.evaluate import command as evaluate
 from distill.inspection import command as inspection
 from distill.miniature import command as miniature
@@ -13,6 +14,7 @@ _EXAMPLES = """examples:
   distill train distill/recipes/miniature.yaml                make the miniature LAid student
   distill train recipe.yaml train.steps=300 --resume          change a setting; go on if it was stopped before
   distill record recipe.yaml runs/signals                     run the teacher once, then train without it
+  distill data haystacks --coco coco --out train.jsonl        training data from COCO's training images
   distill evaluate runs/miniature/student                     measure its effective window
   distill evaluate http://127.0.0.1:8000/v1                   the same through the server
   distill fold runs/static/student runs/static/folded         static gains into the weights: a stock checkpoint
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (train, record, evaluate, inspection, fold, miniature):
+    for module in (train, record, data, evaluate, inspection, fold, miniature):
         module.add_parser(verbs)
     chosen = parser.parse_args(arguments)
     try:

@@ -20,6 +20,13 @@ class Element(NamedTuple):
     offset: int
     line: int
     content: bytes
+    parsed: Any
+    """The value as read from Latin-1."""
+
+    @property
+    def value(self) -> Any:
+        """The value."""
+        return self.parsed if self.content.isascii() else json.loads(self.content)
 
 
 def iter_elements(path: Path) -> Iterator[Element]:
@@ -50,7 +57,7 @@ def _list(reader: "_Reader", key: str | None) -> Iterator[Element]:
 def _object(reader: "_Reader") -> Iterator[Element]:
     reader.expect("{")
     while reader.peek() == '"':
-        key = json.loads(reader.element(None).content)
+        key = reader.element(None).value
         reader.expect(":")
         if reader.peek() == "[":
             yield from _list(reader, key)
@@ -94,20 +101,21 @@ class _Reader:
     def element(self, key: str | None) -> Element:
         """Steps over the next value."""
         self.peek()
-        end = self._end_of_value()
+        parsed, end = self._value()
         content = self._text[self._at : end].encode("latin-1")
-        element = Element(key=key, offset=self._before + self._at, line=self._line, content=content)
+        element = Element(key, offset=self._before + self._at, line=self._line, content=content, parsed=parsed)
         self._advance(end)
         return element
 
-    def _end_of_value(self) -> int:
+    def _value(self) -> tuple[Any, int]:
+        """The next value, and where it ends in the window."""
         size = _BLOCK_BYTES
         while True:
             try:
-                end: Any = self._decoder.raw_decode(self._text, self._at)[1]
+                value, end = self._decoder.raw_decode(self._text, self._at)
                 # A number may go on behind the end of the window, and half of 1e5 is a number too.
                 if self._text[end : end + 1] in _AFTER_VALUE or self._is_whole:
-                    return int(end)
+                    return value, end
             except json.JSONDecodeError as error:
                 if self._is_whole or len(self._text) - self._at > _MAX_ELEMENT_BYTES:
                     line = self._line + self._text.count("\n", self._at, error.pos)

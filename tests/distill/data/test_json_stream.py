@@ -32,6 +32,7 @@ def test_elements_are_those_of_json(
     content = path.read_bytes()
     elements = list(iter_elements(path))
     assert [json.loads(element.content) for element in elements] == ITEMS
+    assert [element.value for element in elements] == ITEMS
     for element in elements:
         assert content[element.offset :].startswith(element.content)
         assert element.line == content[: element.offset].count(b"\n") + 1
@@ -44,7 +45,7 @@ def test_every_list_of_an_object_comes_with_its_key(
     monkeypatch.setattr(json_stream, "_BLOCK_BYTES", block_bytes)
     path = tmp_path / "object.json"
     path.write_text(json.dumps({"info": {"year": [2017]}, "images": [1, 2], "none": [], "kinds": [{"id": 3}]}))
-    found = [(element.key, json.loads(element.content)) for element in iter_elements(path)]
+    found = [(element.key, element.value) for element in iter_elements(path)]
     assert found == [("images", 1), ("images", 2), ("kinds", {"id": 3})]
 
 
