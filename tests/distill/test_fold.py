@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import rope_gain
 from distill.checkpoint import laid_record, read_laid, weights_sha256, write_laid
@@ -183,6 +184,15 @@ def test_every_family_folds_into_what_plain_transformers_runs(
     assert f"largest difference of the logits on {prompt}:" in printed
     command = "make serve MODEL=" if re.match("Qwen.*VL", family.architecture) else "vllm serve "
     assert printed.endswith(f"serve it with: {command}{tmp_path / 'out'}\n")
+
+
+def test_names_that_transformers_shortens_are_written_as_stock_vllm_expects_them(tmp_path: Path) -> None:
+    write_family(tmp_path / "gained", find_family("LlavaOnevisionForConditionalGeneration"), SHARED)
+    assert main(["fold", str(tmp_path / "gained"), str(tmp_path / "out")]) == 0
+    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as tensors:
+        names = {name for name in tensors.keys() if "vision_tower" in name}  # noqa: SIM118 (not a dictionary)
+    assert names
+    assert all(name.startswith("model.vision_tower.vision_model.") for name in names)
 
 
 @pytest.mark.parametrize("name", ["Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"])
