@@ -1,4 +1,4 @@
-"""What ties a recording to its teacher, processor, data and versions, and the refusal of any other."""
+"""What ties a recording to its teacher, processor, data and versions."""
 
 import dataclasses
 import glob
@@ -50,7 +50,8 @@ def bind_processor(processor: Any) -> dict[str, Any]:
 
 def bind_data(config: DataConfig, seed: int) -> dict[str, Any]:
     """The data block; files are stood for by their digests, so that they may be moved but not changed."""
-    values = dataclasses.asdict(config)
+    # As JSON gives it back: tuples are lists.
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
     kept = {
         name: _bound(name, value) for name, value in values.items() if value is not None and name not in _UNBOUND_DATA
     }
@@ -60,23 +61,6 @@ def bind_data(config: DataConfig, seed: int) -> dict[str, Any]:
 def bind_versions() -> dict[str, str]:
     """Versions of the code that computes the signals."""
     return {name: version(name) for name in ("laid", "torch", "transformers")}
-
-
-def refuse_other(folder: Path, found: Manifest, wanted: Manifest) -> None:
-    """Makes sure that a recording can be gone on with.
-
-    Raises:
-        ValueError: it was begun under other settings or versions; the message names each.
-    """
-    plain = [
-        json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(each, coverage=None)))) for each in (found, wanted)
-    ]
-    names = list(plain[0])
-    phrases = [phrase for name in names for phrase in differences(plain[0][name], plain[1][name], name)]
-    if phrases:
-        raise ValueError(
-            f"{folder}: begun under other settings, expected the same to go on, or a new folder: {'; '.join(phrases)}"
-        )
 
 
 def training_differences(

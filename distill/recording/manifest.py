@@ -1,5 +1,6 @@
 """The recording's manifest: what it was made from, and how far it reaches."""
 
+import dataclasses
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -78,6 +79,21 @@ def read_manifest(folder: Path) -> Manifest:
     values["attention"] = AttentionShape(**values["attention"])
     values["coverage"] = values["coverage"] and Coverage(**values["coverage"])
     return Manifest(**values)
+
+
+def refuse_other(folder: Path, found: Manifest, wanted: Manifest) -> None:
+    """Makes sure that a recording can be gone on with.
+
+    Raises:
+        ValueError: it was begun under other settings or versions; the message names each.
+    """
+    plain = [json.loads(json.dumps(asdict(dataclasses.replace(each, coverage=None)))) for each in (found, wanted)]
+    names = list(plain[0])
+    phrases = [phrase for name in names for phrase in differences(plain[0][name], plain[1][name], name)]
+    if phrases:
+        raise ValueError(
+            f"{folder}: begun under other settings, expected the same to go on, or a new folder: {'; '.join(phrases)}"
+        )
 
 
 def differences(recorded: Any, now: Any, key: str, free: Collection[str] = ()) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
+import torch
 from tqdm import tqdm
 from transformers import AutoConfig
 
@@ -123,8 +124,12 @@ class Recorder:
             tensors=tensors,
         )
         seconds = time.perf_counter() - started
-        rates = {"images/s": len(batch.images) / seconds, "tokens/s": batch.num_tokens / seconds}
-        bar.set_postfix({"step": step, **{name: f"{rate:.0f}" for name, rate in rates.items()}}, refresh=False)
+        shown = {"step": str(step)}
+        shown |= {"images/s": f"{len(batch.images) / seconds:.0f}", "tokens/s": f"{batch.num_tokens / seconds:.0f}"}
+        rests = [value.exp() for name, value in tensors.items() if name.endswith(".log_rest")]
+        if rests:
+            shown["top"] = f"{1 - torch.cat(rests).mean().item():.1%}"
+        bar.set_postfix(shown, refresh=False)
         bar.update(writer.num_bytes - before)
 
     def _compare_inputs(self, teacher: ModelConfig) -> None:

@@ -11,11 +11,10 @@ from typing import Self
 from safetensors.torch import save
 from torch import Tensor
 
-from distill.recording.binding import refuse_other
 from distill.recording.content import SampleContent
 from distill.recording.files import PARTIAL_SUFFIX, replace_durably
 from distill.recording.index import INDEX_FILE, Shard, append_shard, read_index, shard_file_name
-from distill.recording.manifest import MANIFEST_FILE, Coverage, Manifest, read_manifest
+from distill.recording.manifest import MANIFEST_FILE, Coverage, Manifest, read_manifest, refuse_other
 
 _LOCK_FILE = ".lock"
 

@@ -1,0 +1,68 @@
+"""Run by test_record.py: `distill record` in child processes that are killed at random moments, and then in one that is
+not. Prints how many steps were recorded at each kill."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from distill.recording.index import INDEX_FILE, read_index
+from rope_gain import wheel_guard
+
+NUM_KILLS = 5
+NUM_STEPS = 40
+_MAX_SECONDS = 0.1
+_POLL_SECONDS = 0.001
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything in a recording."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def record(arguments: list[str]) -> int:
+    """Starts `distill record` in a child of this process, which has imported everything already."""
+    child = os.fork()
+    if child == 0:
+        from distill.cli import main
+
+        os._exit(main(["record", *arguments]))
+    return child
+
+
+def kill_at_random(child: int, folder: Path, rng: random.Random) -> int | None:
+    """Kills the child shortly after it recorded a step; returns the number of recorded steps, None if it was done."""
+    before = _num_bytes(folder)
+    while _num_bytes(folder) <= before:
+        time.sleep(_POLL_SECONDS)
+    time.sleep(rng.uniform(0, _MAX_SECONDS))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return len(read_index(folder)) if os.WIFSIGNALED(status) else None
+
+
+def main() -> None:
+    """Arguments: a seed for the moments, then those of `distill record`, the folder second."""
+    wheel_guard.install()
+    import distill.recording.recorder  # noqa: F401  # before the first fork
+
+    rng, arguments = random.Random(sys.argv[1]), sys.argv[2:]
+    folder = Path(arguments[1])
+    kills = []
+    while len(kills) < NUM_KILLS and (steps := kill_at_random(record(arguments), folder, rng)) is not None:
+        kills.append(steps)
+    _, status = os.waitpid(record(arguments), 0)
+    assert status == 0
+    print(json.dumps(kills))
+
+
+def _num_bytes(folder: Path) -> int:
+    path = folder / INDEX_FILE
+    return path.stat().st_size if path.exists() else -1
+
+
+if __name__ == "__main__":
+    main()
