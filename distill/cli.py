@@ -4,13 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from distill import fold, record, train
+from distill import fold, plan, record, train
 from distill.data import command as data
 from distill.evaluate import command as evaluate
 from distill.inspection import command as inspection
 from distill.miniature import command as miniature
 
 _EXAMPLES = """examples:
+  distill plan distill/recipes/miniature.yaml                 say what a recipe will cost, before anything is loaded
   distill train distill/recipes/miniature.yaml                make the miniature LAid student
   distill train recipe.yaml train.steps=300 --resume          change a setting; go on if it was stopped before
   distill record recipe.yaml runs/signals                     run the teacher once, then train without it
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (train, record, data, evaluate, inspection, fold, miniature):
+    for module in (plan, train, record, data, evaluate, inspection, fold, miniature):
         module.add_parser(verbs)
     chosen = parser.parse_args(arguments)
     try:

@@ -1,0 +1,1 @@
+"""What a recipe will cost, by arithmetic: sizes, bytes, floating-point operations, seconds."""

@@ -1,0 +1,76 @@
+"""What of the attention matching fits into a given memory."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from distill.losses.kinds import RowKind
+from distill.planning.memory import MIB, Execution, map_bytes, plan_memory
+from distill.planning.shapes import ModelShape
+from distill.planning.step import StepShape
+from distill.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """One kind of rows under the memory."""
+
+    rows: RowKind
+    num_rows: int
+    """Per sample."""
+    chunk_mib: int | None
+    """The largest `loss.matching.chunk_mib` that fits, or that is of use; None where even the smallest does not fit."""
+    peak: int
+    """With that, or with the smallest."""
+
+
+def fit_matching(
+    recipe: Recipe,
+    student: ModelShape,
+    teacher: ModelShape,
+    step: StepShape,
+    execution: Execution,
+    limit_bytes: int,
+) -> list[Fit]:
+    """For each kind of rows, the largest chunk that keeps the peak at or below the limit."""
+
+    def peak(rows: RowKind, chunk_mib: int) -> int:
+        return plan_memory(_with(recipe, rows, chunk_mib), student, teacher, step, execution).peak
+
+    fits: list[Fit] = []
+    for rows in get_args(RowKind):
+        low, high = 0, _largest_useful(_with(recipe, rows, 1), student, teacher, step)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if peak(rows, middle) <= limit_bytes else (low, middle - 1)
+        fits.append(Fit(rows=rows, num_rows=step.rows(rows), chunk_mib=low or None, peak=peak(rows, max(low, 1))))
+    return fits
+
+
+def fit_rows(
+    recipe: Recipe,
+    student: ModelShape,
+    teacher: ModelShape,
+    step: StepShape,
+    execution: Execution,
+    limit_bytes: int,
+) -> int:
+    """How many rows of each sample may be matched under the limit, with the smallest chunks; 0 if none."""
+    low, high = 0, step.sample_tokens
+    smallest = _with(recipe, "question", 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        sampled = replace(step, question_rows=middle)
+        fits = plan_memory(smallest, student, teacher, sampled, execution).peak <= limit_bytes
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
+
+
+def _with(recipe: Recipe, rows: RowKind, chunk_mib: int) -> Recipe:
+    matching = replace(recipe.loss.matching, rows=rows, chunk_mib=chunk_mib)
+    return replace(recipe, loss=replace(recipe.loss, matching=matching))
+
+
+def _largest_useful(recipe: Recipe, student: ModelShape, teacher: ModelShape, step: StepShape) -> int:
+    """MiB of the maps of all rows at once: more is of no use."""
+    return math.ceil(map_bytes(recipe, student, teacher, step)[1] / MIB)
