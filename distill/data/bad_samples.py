@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from tqdm import tqdm
+
 Reason = Literal["malformed", "missing image", "unreadable image", "image count", "too long"]
 
 _PRINTED = 20
@@ -31,7 +33,7 @@ class Tally:
         """
         self._log_path = log_path
         self._mode = "w"
-        self._is_quiet = is_quiet
+        self.is_quiet = is_quiet
         self.used = 0
         self.skipped: Counter[Reason] = Counter()
 
@@ -64,8 +66,8 @@ class Tally:
         return f"{self.read} samples read = {self.used} used + {total} skipped" + (f" ({reasons})" if total else "")
 
     def _print(self, line: str) -> None:
-        if not self._is_quiet:
-            print(line, file=sys.stderr)
+        if not self.is_quiet:
+            tqdm.write(line, file=sys.stderr)
 
     def _log(self, entry: dict[str, Any]) -> None:
         if self._log_path is not None:

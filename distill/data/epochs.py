@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 
+from tqdm import tqdm
+
 from distill.data.bad_samples import BadSampleError, Tally
 from distill.data.images import ImageReader
 from distill.data.records import Place, Records, TakeImage
@@ -45,7 +47,9 @@ class EpochSource:
         self._places = array("Q")
         self._lengths = array("Q")
         limit = config.max_tokens_per_sample or window_tokens
-        for place in records.scan():
+        # On a terminal only.
+        is_hidden = True if tally.is_quiet else None
+        for place in tqdm(records.scan(), desc="checking the data", unit="sample", leave=False, disable=is_hidden):
             self._add(place, count_tokens, limit, tally)
         tally.finish()
         if not self._lengths:

@@ -10,9 +10,10 @@ from distill.data.records import Place
 
 
 class JsonFile:
-    """Reads one object at a time; of the file nothing stays in memory."""
+    """What the formats of such files share: places, names, and reading one object at a time."""
 
     def __init__(self, path: Path) -> None:
+        """Looks at the first line that is not blank: a list starts with a bracket."""
         self.path = path
         with path.open("rb") as file:
             start = next((line.lstrip() for line in file if line.strip()), b"")
@@ -30,7 +31,7 @@ class JsonFile:
         """File and line of an object; in a list, the line in which it starts."""
         return f"{self.path}:{place.number}"
 
-    def read(self, place: Place) -> Any:
+    def record(self, place: Place) -> Any:
         """The object at a place.
 
         Raises:

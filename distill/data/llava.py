@@ -1,6 +1,5 @@
 """LLaVA and ShareGPT conversations: <image> in the text stands for the next image of the sample."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +15,18 @@ PLACEHOLDER = "<image>"
 _ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
-class LlavaRecords:
+class LlavaRecords(JsonFile):
     """{"conversations": [{"from": "human", "value": ...}, ...], "image": a path or a list of them}."""
 
     form = '{"conversations": [{"from": ..., "value": ...}, ...], "image": ...}'
 
     def __init__(self, llava: LlavaData) -> None:
-        self._file = JsonFile(Path(llava.path))
-        self._image_folder = Path(llava.image_folder) if llava.image_folder else self._file.path.parent
-
-    def scan(self) -> Iterator[Place]:
-        """The places of all samples."""
-        return self._file.scan()
-
-    def name(self, place: Place) -> str:
-        """File and line."""
-        return self._file.name(place)
+        super().__init__(Path(llava.path))
+        self._image_folder = Path(llava.image_folder) if llava.image_folder else self.path.parent
 
     def read(self, place: Place, take: TakeImage) -> Sample:
         """The sample at a place; raises as `Records.read`."""
-        record = self._file.read(place)
+        record = self.record(place)
         images = [image_ref(url, self._image_folder) for url in _images(record)]
         return parse_with_images(openai_messages(record["conversations"]), images, take, self.name(place))
 
@@ -64,5 +55,5 @@ def _message(sender: str, text: str) -> dict[str, Any]:
 
 
 def _images(record: dict[str, Any]) -> list[str]:
-    images = record.get("image", record.get("images", []))
+    images = record.get("image") or record.get("images") or []
     return [images] if isinstance(images, str) else images

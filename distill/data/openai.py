@@ -1,6 +1,5 @@
 """OpenAI messages, one sample a line."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,14 @@ from distill.data.sample import Sample
 from distill.recipe import JsonlData
 
 
-class OpenAiRecords:
+class OpenAiRecords(JsonFile):
     """{"messages": [...]}, with images as image_url parts: paths, data URLs, or URLs of allowed hosts."""
 
     form = '{"messages": [...]} in the OpenAI form'
 
     def __init__(self, jsonl: JsonlData) -> None:
-        self._file = JsonFile(Path(jsonl.path))
-        self._image_folder = Path(jsonl.image_folder) if jsonl.image_folder else self._file.path.parent
-
-    def scan(self) -> Iterator[Place]:
-        """The places of all samples."""
-        return self._file.scan()
-
-    def name(self, place: Place) -> str:
-        """File and line."""
-        return self._file.name(place)
+        super().__init__(Path(jsonl.path))
+        self._image_folder = Path(jsonl.image_folder) if jsonl.image_folder else self.path.parent
 
     def read(self, place: Place, take: TakeImage) -> Sample:
         """The sample of a line; raises as `Records.read`."""
@@ -37,4 +28,4 @@ class OpenAiRecords:
                 raise ValueError(f"type: {part['type']!r}, expected 'text' or 'image_url'")
             return take(image_ref(part["image_url"]["url"], self._image_folder))
 
-        return parse_messages(self._file.read(place)["messages"], take_part, self.name(place))
+        return parse_messages(self.record(place)["messages"], take_part, self.name(place))

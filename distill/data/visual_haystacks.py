@@ -1,7 +1,6 @@
 """Visual Haystacks (arXiv 2407.13766) in its own form."""
 
 import random
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,7 +18,7 @@ EVALUATION_SPLITS = ("val2017", "test2017")
 """COCO's images in the official files: what evaluates must not train."""
 
 
-class VisualHaystacksRecords:
+class VisualHaystacksRecords(JsonFile):
     """{"conversations": [question, "yes" or "no"], "pos_image": [...], "neg_image": [...]}, images in a COCO folder.
 
     Like the official evaluation it shows the images in random order, before the question; here an entry's order is
@@ -29,21 +28,13 @@ class VisualHaystacksRecords:
     form = '{"conversations": [...], "pos_image": [...], "neg_image": [...]}'
 
     def __init__(self, data: VisualHaystacksData) -> None:
-        self._file = JsonFile(Path(data.path))
+        super().__init__(Path(data.path))
         self._coco_folder = Path(data.coco_folder)
         self._allow_evaluation_images = data.allow_evaluation_images
 
-    def scan(self) -> Iterator[Place]:
-        """The places of all entries."""
-        return self._file.scan()
-
-    def name(self, place: Place) -> str:
-        """File and line."""
-        return self._file.name(place)
-
     def read(self, place: Place, take: TakeImage) -> Sample:
         """The entry at a place; raises as `Records.read`."""
-        record = self._file.read(place)
+        record = self.record(place)
         question, answer = (turn["value"] for turn in record["conversations"])
         if answer not in ("yes", "no"):
             raise ValueError(f"answer: {answer!r}, expected 'yes' or 'no'")

@@ -52,7 +52,7 @@ def test_placeholders_become_images_in_order(open_records: Any, numbers: Any, as
 def test_earlier_turns_are_context_and_text_needs_no_image(open_records: Any) -> None:
     system = {"from": "system", "value": "be brief"}
     turns = record("one?", "1", "two?", "2")["conversations"]
-    (sample,) = open_records({"conversations": [system, *turns]}).samples(0)
+    (sample,) = open_records({"conversations": [system, *turns], "image": None}).samples(0)
     assert [message["role"] for message in sample.messages] == ["system", "user", "assistant", "user"]
     assert sample.messages[3]["content"] == "two?"
     assert sample.answer == "2"
