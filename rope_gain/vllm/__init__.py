@@ -2,7 +2,7 @@
 
 from rope_gain.families import FAMILIES
 
-OLDEST, NEWEST = (0, 32), (0, 32)
+OLDEST, NEWEST = (0, 31), (0, 32)
 """The vLLM versions, major and minor, that the gains are tested with."""
 
 

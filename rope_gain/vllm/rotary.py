@@ -3,7 +3,7 @@
 Dimension letters: T tokens, H heads (1 where the heads share a gain), P rotary pairs, D = 2P head size.
 """
 
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from vllm.platforms import current_platform
 from vllm.utils.torch_utils import direct_register_custom_op
 
 from rope_gain.config import RopeGainConfig
-from rope_gain.gain import response_gain, rotate
 from rope_gain.vllm.angles import Angles
 
 
@@ -31,9 +30,8 @@ class HeadRange(NamedTuple):
 class GainedRotaryEmbedding(CustomOp):
     """Multiplies query and key by this layer's gain and rotates them, in float32 with one cast at the end.
 
-    A gain is the same for both members of a pair, so it may come before the rotation, where it costs no pass
-    over memory of its own. Cos and sin are computed from the frequencies: a float32 table of them would be twice
-    the stock one. The gains are named as in `rope_gain.gain.RopeGain`, float32 whatever the dtype of the model.
+    Cos and sin are computed from the frequencies: a table of them in float32 would be twice the size of the stock
+    one. The gains are named as in `rope_gain.gain.RopeGain`, float32 whatever the dtype of the model.
     """
 
     frequencies_P: Tensor
@@ -47,8 +45,8 @@ class GainedRotaryEmbedding(CustomOp):
         query_heads: HeadRange,
         key_heads: HeadRange,
     ) -> None:
-        # On a CPU also where torch.compile's default turns custom operators off: inductor's loops would compute
-        # the gain, cos and sin once more for each head. A GPU's memory is so much slower that they are free.
+        # On a CPU also where torch.compile's default turns custom operators off: see `laid_rotation_terms`. Beside
+        # a GPU's memory, what inductor computes again is free.
         super().__init__(enforce_enable=current_platform.is_cpu())
         angles = Angles.of(stock)
         self.head_size: int = stock.head_size
@@ -80,24 +78,26 @@ class GainedRotaryEmbedding(CustomOp):
             positions: [3, T], M-RoPE's time, height and width, or [T] for text.
             query: [T, query heads · D]; key: [T, key-value heads · D].
         """
-        positions_TP = select_axes(positions.float(), self.axes_P)
-        angles_TP = positions_TP * self.frequencies_P
-        rotation = [(part * self.magnitude).repeat(1, 2)[:, None] for part in (angles_TP.cos(), angles_TP.sin())]
-        rotated = []
-        for x, a_HP, b_HP in ((query, self.query_a, self.query_b), (key, self.key_a, self.key_b)):
-            x_THD = x.view(x.shape[0], -1, self.head_size).float()
-            if a_HP is not None:
-                gain_THP = response_gain(a_HP, b_HP, positions_TP, self.reference_length).transpose(0, 1)
-                x_THD = x_THD * gain_THP.repeat(1, 1, 2 if gain_THP.shape[-1] > 1 else 1)
-            rotated.append(rotate(x_THD, *rotation).flatten(1).to(x.dtype))
-        return rotated[0], rotated[1]
+        return self._rotate(query, key, rotation_terms(positions, *self._parameters_of_terms()))
 
     def forward_cpu(self, positions: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """By vLLM's own kernel, hidden from torch.compile."""
-        rotated: tuple[Tensor, Tensor] = torch.ops.vllm.laid_gain_and_rotate(
-            positions,
-            query,
-            key,
+        """By vLLM's own kernel; under torch.compile by inductor's loops, without what the heads share."""
+        if torch.compiler.is_compiling():
+            return self._rotate(query, key, torch.ops.vllm.laid_rotation_terms(positions, *self._parameters_of_terms()))
+        rows_T2P, *gains = rotation_terms(positions, *self._parameters_of_terms())
+        query_32 = _gained(query, gains[0], self.head_size)
+        key_32 = _gained(key, gains[1] if len(gains) > 1 else None, self.head_size)
+        # The kernel takes a row of cos and sin for each token, and works in place.
+        rows = torch.arange(rows_T2P.shape[0], device=rows_T2P.device)
+        ops.rotary_embedding(rows, query_32, key_32, self.head_size, rows_T2P, True)
+        return query_32.to(query.dtype), key_32.to(key.dtype)
+
+    def forward_cuda(self, positions: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """The kernel has the same interface on CUDA and ROCm."""
+        return self.forward_cpu(positions, query, key)
+
+    def _parameters_of_terms(self) -> tuple[Any, ...]:
+        return (
             self.frequencies_P,
             self.axes_P,
             self.query_a,
@@ -106,19 +106,16 @@ class GainedRotaryEmbedding(CustomOp):
             self.key_b,
             self.reference_length,
             self.magnitude,
-            self.head_size,
         )
-        return rotated
 
-    def forward_cuda(self, positions: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """The kernel has the same interface on CUDA and ROCm."""
-        return self.forward_cpu(positions, query, key)
+    def _rotate(self, query: Tensor, key: Tensor, terms: list[Tensor]) -> tuple[Tensor, Tensor]:
+        rows_T2P, *gains = terms
+        query_gain, key_gain = gains if len(gains) > 1 else (gains[0], None)
+        return _rotated(query, rows_T2P, query_gain, self.head_size), _rotated(key, rows_T2P, key_gain, self.head_size)
 
 
-def gain_and_rotate(
+def rotation_terms(
     positions: Tensor,
-    query: Tensor,
-    key: Tensor,
     frequencies_P: Tensor,
     axes_P: Tensor | None,
     query_a: Tensor,
@@ -127,59 +124,59 @@ def gain_and_rotate(
     key_b: Tensor | None,
     reference_length: float,
     magnitude: float,
-    head_size: int,
-) -> tuple[Tensor, Tensor]:
-    """Rotates with vLLM's `rotary_embedding` kernel, which takes one row of cos and sin a token.
-
-    The kernel works in place, on the float32 copies that the gain's multiplication makes. An operator that
-    changed its arguments would be wrong under torch.compile: vLLM's FixFunctionalizationPass knows stock's only.
+) -> list[Tensor]:
+    """What the heads share: cos, sin and the gain of each token, float32.
 
     Args:
         positions: [3, T] or [T].
-        query: [T, query heads · D], half-split pairs.
-        key: [T, key-value heads · D].
         frequencies_P: float32, radians a position.
         axes_P: the M-RoPE axis of each pair; None where positions have one axis.
         query_a, query_b, key_a, key_b: float32 [H, P or 1]; None leaves that term out.
         reference_length: L0, in positions.
         magnitude: factor of cos and sin, YaRN's; 1 for others.
-        head_size: D.
 
     Returns:
-        The rotated query and key, new tensors, in their own dtypes.
+        cos and sin, one after the other in the last axis, [T, 2P]; the query's gain, [T or 1, H, P or 1]; and the
+        key's, if it has one.
     """
-    axes = positions.float()
-    angles_TP = select_axes(axes, axes_P) * frequencies_P
+    angles_TP = select_axes(positions, axes_P) * frequencies_P
     rows_T2P = torch.cat((angles_TP.cos(), angles_TP.sin()), dim=-1)
     if magnitude != 1:
-        rows_T2P.mul_(magnitude)
-    needs_log = query_b is not None or key_b is not None
-    log_TP = select_axes(torch.log1p(axes / reference_length), axes_P) if needs_log else None
-    query_32 = _gained(query, query_a, query_b, log_TP, head_size)
-    key_32 = _gained(key, key_a, key_b, log_TP, head_size)
-    rows = torch.arange(rows_T2P.shape[0], device=rows_T2P.device)
-    ops.rotary_embedding(rows, query_32, key_32, head_size, rows_T2P, True)
-    return query_32.to(query.dtype), key_32.to(key.dtype)
+        rows_T2P = rows_T2P * magnitude
+    if query_b is None:
+        return [rows_T2P, *(a_HP.exp()[None] for a_HP in (query_a, key_a) if a_HP is not None)]
+    log_T1P = select_axes(torch.log1p(positions.float() / reference_length), axes_P)[:, None]
+    gains = [
+        torch.addcmul(a_HP, b_HP, log_T1P).exp_()
+        for a_HP, b_HP in ((query_a, query_b), (key_a, key_b))
+        if a_HP is not None and b_HP is not None
+    ]
+    return [rows_T2P, *gains]
 
 
-def _gain_and_rotate_fake(  # the operator's own arguments, of which shapes and dtypes are all that matters
-    positions: Tensor,  # noqa: ARG001
-    query: Tensor,
-    key: Tensor,
-    frequencies_P: Tensor,  # noqa: ARG001
-    axes_P: Tensor | None,  # noqa: ARG001
-    query_a: Tensor,  # noqa: ARG001
-    query_b: Tensor | None,  # noqa: ARG001
-    key_a: Tensor | None,  # noqa: ARG001
+def _rotation_terms_fake(
+    positions: Tensor,
+    frequencies_P: Tensor,
+    axes_P: Tensor | None,  # noqa: ARG001 (the operator's own arguments)
+    query_a: Tensor,
+    query_b: Tensor | None,
+    key_a: Tensor | None,
     key_b: Tensor | None,  # noqa: ARG001
     reference_length: float,  # noqa: ARG001
     magnitude: float,  # noqa: ARG001
-    head_size: int,  # noqa: ARG001
-) -> tuple[Tensor, Tensor]:
-    return query.new_empty(query.shape), key.new_empty(key.shape)
+) -> list[Tensor]:
+    num_tokens = positions.shape[-1]
+    rows_T2P = frequencies_P.new_empty(num_tokens, 2 * frequencies_P.shape[0])
+    gains = [
+        a_HP.new_empty(1 if query_b is None else num_tokens, *a_HP.shape)
+        for a_HP in (query_a, key_a)
+        if a_HP is not None
+    ]
+    return [rows_T2P, *gains]
 
 
-direct_register_custom_op(op_name="laid_gain_and_rotate", op_func=gain_and_rotate, fake_impl=_gain_and_rotate_fake)
+# Hidden from torch.compile, whose loops would compute cos, sin and the gain again for each head.
+direct_register_custom_op(op_name="laid_rotation_terms", op_func=rotation_terms, fake_impl=_rotation_terms_fake)
 
 
 def select_axes(positions: Tensor, axes_P: Tensor | None) -> Tensor:
@@ -190,13 +187,19 @@ def select_axes(positions: Tensor, axes_P: Tensor | None) -> Tensor:
     return positions.t().index_select(1, axes_P)
 
 
-def _gained(x: Tensor, a_HP: Tensor | None, b_HP: Tensor | None, log_TP: Tensor | None, head_size: int) -> Tensor:
+def _rotated(x: Tensor, rows_T2P: Tensor, gain: Tensor | None, head_size: int) -> Tensor:
+    """x times its gain, rotated: [T, heads · D], in x's dtype."""
+    cos, sin = (half[:, None] if gain is None else half[:, None] * gain for half in rows_T2P.chunk(2, dim=-1))
+    first, second = x.view(x.shape[0], -1, head_size).float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(1).to(x.dtype)
+
+
+def _gained(x: Tensor, gain: Tensor | None, head_size: int) -> Tensor:
     """A float32 copy of x, times its gain if it has one: [T, heads · D], contiguous."""
-    if a_HP is None:
+    if gain is None:
         return x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    log_gain = a_HP if b_HP is None or log_TP is None else torch.addcmul(a_HP, b_HP, log_TP[:, None])
     x_TH2P = x.view(x.shape[0], -1, 2, head_size // 2)
-    return (x_TH2P * log_gain.exp()[..., None, :]).view(x.shape)
+    return (x_TH2P * gain[:, :, None]).view(x.shape)
 
 
 def _make_parameter(name: str, stored_shape: tuple[int, int], heads: HeadRange) -> torch.nn.Parameter:

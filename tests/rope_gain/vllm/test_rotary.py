@@ -365,7 +365,7 @@ def test_rope_fusions_are_switched_off_and_others_are_not(in_vllm_config):  # no
     assert passes.rope_kvcache_fusion_max_token_num == 256
 
 
-@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "1.0.0"])
+@pytest.mark.parametrize("version", ["0.30.9", "0.33.0", "1.0.0"])
 def test_a_vllm_outside_the_range_is_refused_for_laid_architectures(monkeypatch, version):
     import vllm
 
