@@ -97,7 +97,7 @@ class EpochSource:
             return self._records.read(place, take)
         except BadSampleError as error:
             raise BadSampleError(error.reason, f"{name}: {error}") from error
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadSampleError("malformed", f"{name}: expected {self._records.form} ({error!r})") from error
         except ValueError as error:
             raise BadSampleError("malformed", f"{name}: {error}") from error

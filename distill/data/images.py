@@ -96,11 +96,13 @@ class ImageReader:
                 raise _unreadable(ref, f"an image in base64 ({error})") from error
         if is_url(ref):
             return self._downloads.read(ref)
-        path = Path(ref)
-        if not path.is_file():
-            raise BadSampleError("missing image", f"{ref}: no such file, expected an image")
-        with path.open("rb") as file:
-            return file.read(self._config.max_bytes + 1)
+        try:
+            if not Path(ref).is_file():
+                raise BadSampleError("missing image", f"{ref}: no such file, expected an image")
+            with Path(ref).open("rb") as file:
+                return file.read(self._config.max_bytes + 1)
+        except OSError as error:
+            raise BadSampleError("missing image", f"{ref[:200]}: {error.strerror}, expected an image") from error
 
 
 def is_url(ref: str) -> bool:

@@ -90,6 +90,11 @@ def _scan_shard(index: int, shard: Path) -> Iterator[Place]:
         files = ((match[1], info.offset) for info in tar if info.isfile() and (match := _KEY.fullmatch(info.name)))
         starts = [next(group)[1] for _, group in groupby(files, key=lambda each: each[0])]
         ends = [*starts[1:], tar.offset]
+    with shard.open("rb") as file:
+        file.seek(tar.offset)
+        # tarfile takes a damaged header for the end, and what follows would be lost without a word.
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
     for number, (start, end) in enumerate(zip(starts, ends, strict=True), start=1):
         yield Place(file=index, offset=start, num_bytes=end - start, number=number)
 

@@ -65,6 +65,9 @@ def test_a_list_in_one_file_is_read_too(tmp_path: Path, open_source: Any) -> Non
     [
         ("{broken", "data.jsonl:2: Expecting property name"),
         ({"text": "no"}, r"data.jsonl:2: expected .*messages.* in the OpenAI form"),
+        ("[" * 100_000, r"data.jsonl:2: expected .*messages.* in the OpenAI form"),
+        (line([image_part("x" * 300)]), "data.jsonl:2: .*xxx: File name too long"),
+        (line([image_part("a\0b")]), "data.jsonl:2: .*b: no such file"),
         (["messages"], r"data.jsonl:2: expected .*messages.* in the OpenAI form"),
         (line("hello", answer=["no text"]), "data.jsonl:2: expected the last message to be the assistant's"),
         (line("hello", answer=None), "data.jsonl:2: expected the last message to be the assistant's"),

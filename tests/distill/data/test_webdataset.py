@@ -104,9 +104,12 @@ def test_compressed_and_cut_off_shards_are_refused(write_shard: Any, open_shards
     with pytest.raises(ValueError, match=r"0.tar.gz: .*expected a whole tar file without compression"):
         open_shards("0.tar.gz", on_bad_sample="skip")
     path = write_shard("1.tar", files)
-    path.write_bytes(path.read_bytes()[:2600])
-    with pytest.raises(ValueError, match=r"1.tar: .*expected a whole tar file"):
-        open_shards("1.tar", on_bad_sample="skip")
+    whole = path.read_bytes()
+    # Inside a file, between two samples, and with a header that is not one.
+    for damaged in (whole[:1600], whole[:2048], whole[:1024] + b"x" + whole[1025:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"1.tar: .*expected a whole tar file"):
+            open_shards("1.tar", on_bad_sample="skip")
 
 
 def test_a_pattern_without_files_is_refused(open_shards: Any) -> None:
