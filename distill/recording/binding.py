@@ -43,7 +43,7 @@ def bind_processor(processor: Any) -> dict[str, Any]:
     return {
         "tokens": len(processor.tokenizer),
         "vocabulary_sha256": _sha256(vocabulary),
-        "chat_template_sha256": _sha256(processor.chat_template),
+        "chat_template_sha256": _sha256(json.dumps(processor.chat_template)),
         "image_processor": settings,
     }
 

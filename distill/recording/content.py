@@ -29,7 +29,11 @@ class SampleContent:
 
 
 def sample_contents(batch: Batch) -> list[SampleContent]:
-    """One entry per sample of the batch, whatever it is batched and padded with."""
+    """One entry per sample of the batch, whatever it is batched and padded with.
+
+    Raises:
+        ValueError: images that touch, so that the tokens do not tell which sample each belongs to.
+    """
     contents: list[SampleContent] = []
     first_image = 0
     for index in range(len(batch.names)):
@@ -46,6 +50,8 @@ def sample_contents(batch: Batch) -> list[SampleContent]:
                 images=_digest(*(part for image in images for part in (image.key, _bytes(image.grid_3)))),
             )
         )
+    if first_image != len(batch.images):
+        raise ValueError(f"{batch.names[0]}: {first_image} images by the tokens, expected {len(batch.images)}")
     return contents
 
 

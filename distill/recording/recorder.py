@@ -141,7 +141,7 @@ class Recorder:
         """Refuses now what the training would refuse after the recording."""
         student = AutoConfig.from_pretrained(resolve_path(self._recipe.student.path))
         num_tokens, num_logits = len(processor.tokenizer), self._teacher.model.config.get_text_config().vocab_size
-        if num_logits < num_tokens:
+        if self._recipe.loss.lambda_kl > 0 and num_logits < num_tokens:
             raise ValueError(f"teacher: {num_logits} logits, expected at least the tokenizer's {num_tokens}")
         Objective(
             self._recipe.loss,

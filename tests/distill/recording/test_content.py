@@ -32,6 +32,12 @@ def test_another_image_or_answer_is_another_content(collate: Collator) -> None:
     assert len({expected.key, answer.key, images.key}) == 3
 
 
+def test_an_image_that_no_token_stands_for_is_refused(batch: Batch) -> None:
+    doubled = dataclasses.replace(batch, images=batch.images * 2)
+    with pytest.raises(ValueError, match="3 images: 4 images by the tokens, expected 8"):
+        sample_contents(doubled)
+
+
 @pytest.mark.parametrize(
     ("name", "part"), [("input_ids_BT", "tokens"), ("answer_BT", "tokens"), ("position_ids_3BT", "positions")]
 )
