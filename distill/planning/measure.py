@@ -20,6 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import distill
+from distill.config import load_config
+from distill.recipe import Recipe
+from rope_gain import wheel_guard
 
 _MINIATURE = Path(distill.__file__).parent / "recipes" / "miniature.yaml"
 _SMALLEST = ("data.tokens_per_step=1", "train.steps=2")
@@ -42,11 +45,11 @@ def measure_peak_bytes(recipe: Path, overrides: Sequence[str], steps: int) -> in
 
 def main(arguments: Sequence[str]) -> int:
     """Prints {"peak_bytes": …} of a recipe's first steps."""
-    from rope_gain import wheel_guard
-
     wheel_guard.install()
     recipe, steps, *overrides = arguments
-    _train(_MINIATURE, _SMALLEST)
+    train = load_config(Recipe, Path(recipe), overrides).train
+    # Accelerate keeps both for the life of a process.
+    _train(_MINIATURE, (*_SMALLEST, f"train.mixed_precision={train.mixed_precision}", f"train.device={train.device}"))
     before = _resident_bytes()
     device = _train(Path(recipe), (*overrides, f"train.steps={steps}"))
     if device == "cuda":
@@ -62,10 +65,8 @@ def main(arguments: Sequence[str]) -> int:
 def _train(path: Path, overrides: Sequence[str]) -> str:
     """Trains in a folder that goes away; returns the kind of device."""
     from distill.assembly import assemble
-    from distill.config import load_config
     from distill.interrupt import StopRequest
     from distill.loading import choose_device
-    from distill.recipe import Recipe
 
     with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
         recipe = load_config(Recipe, path, [*overrides, f"output={folder}"])
