@@ -161,7 +161,7 @@ def _save_folded(
     Returns:
         The logits [T, V] from before folding, those after it compared with them, and how far the stored ones may be.
     """
-    from rope_gain import fold, load_pretrained
+    from rope_gain import fold, load_pretrained, save_pretrained
 
     model = load_pretrained(checkpoint, dtype="auto")
     dtype = model.dtype
@@ -171,24 +171,8 @@ def _save_folded(
     fold(model, partial=partial)
     folding = _compare(before_TV, _logits(model, inputs), tolerance, "in float32")
     # Scaled in float32 above, the weights of a 16-bit checkpoint are rounded only here.
-    _save(model.to(dtype), folder)
+    save_pretrained(model.to(dtype), folder)
     return before_TV, folding, max(tolerance, _largest_difference(before_TV, own_TV))
-
-
-def _save(model: "PreTrainedModel", folder: Path) -> None:
-    """Writes a stock model under the names that vLLM's stock class knows; transformers reads them too."""
-    from rope_gain import gain_modules, save_pretrained
-    from rope_gain.families import find_family
-
-    if gain_modules(model):
-        save_pretrained(model, folder)
-        return
-    weights = model.state_dict()
-    for own, stock in find_family(type(model).__name__).vllm_renames:
-        weights = {
-            stock + name.removeprefix(own) if name.startswith(own) else name: weight for name, weight in weights.items()
-        }
-    model.save_pretrained(folder, state_dict=weights)
 
 
 def _compare(before_TV: "torch.Tensor", after_TV: "torch.Tensor", tolerance: float, how: str) -> Difference:

@@ -45,12 +45,21 @@ def load_pretrained(folder: str | Path, **kwargs: Any) -> "PreTrainedModel":
 def save_pretrained(model: "PreTrainedModel", folder: str | Path) -> None:
     """Writes a checkpoint folder: LAid's layout if the model has gains, the stock one if not.
 
-    The processor and the tokenizer are saved by their own methods, into the same folder.
+    A stock model's weights get the names that both transformers and vLLM's stock class know. The processor and the
+    tokenizer are saved by their own methods, into the same folder.
 
     Raises:
         ValueError: the model's class is not supported, or the folder holds the weights of a checkpoint of the
             other kind.
     """
-    if type(model).__name__ == find_family(type(model).__name__).architecture:
-        check_not_mixed(Path(folder), LAID_STEM)
-    model.save_pretrained(folder)
+    family = find_family(type(model).__name__)
+    if type(model).__name__ == family.laid_architecture:
+        model.save_pretrained(folder)
+        return
+    check_not_mixed(Path(folder), LAID_STEM)
+    weights = model.state_dict()
+    for own, stock in family.vllm_renames:
+        weights = {
+            stock + name.removeprefix(own) if name.startswith(own) else name: weight for name, weight in weights.items()
+        }
+    model.save_pretrained(folder, state_dict=weights)
