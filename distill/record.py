@@ -22,7 +22,8 @@ Recorded is what the recipe's losses look at, and nothing else: of the chosen la
 queries at the chosen rows; on the answer the likeliest tokens of the teacher's softmax at the recipe's temperature,
 with the probability that is left for all others together. `rows: question` or `answer` keeps queries small; keys are
 needed for all tokens. While it runs, `top` says how much probability the kept tokens have: raise --top-k where that is
-little, since what the others share is not taught. Each sample on disk is recorded once, whatever the number of epochs.
+little, since what the others share is not taught. With answers of a few words --top-k all adds little to the keys of
+thousands of image tokens. Each sample on disk is recorded once, whatever the number of epochs.
 
 The folder gets one safetensors file a step, shards.jsonl (their checksums and samples) and manifest.json (teacher,
 processor, data, layers, versions): a training that does not fit them is refused.
