@@ -27,7 +27,7 @@ def laid_record(
     Args:
         recipe: the whole recipe as plain values.
         teacher: "path" and "sha256" of the teacher.
-        training: "steps", "seconds" and "losses".
+        training: "steps", "processes", "seconds" and "losses".
     """
     return {
         "format": _FORMAT,

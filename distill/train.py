@@ -18,7 +18,8 @@ _EXAMPLES = """examples:
   distill train distill/recipes/miniature.yaml
   distill train recipe.yaml train.steps=300 loss.lambda_kl=0.5 output=runs/short
   distill train recipe.yaml --resume        go on after Ctrl-C or a crash, with the same settings
-  accelerate launch --num_processes 4 -m distill train recipe.yaml      several GPUs, or with --cpu several processes
+  accelerate launch --num_processes 4 -m distill train recipe.yaml      on several GPUs
+  ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m distill train recipe.yaml      in several processes on a CPU
 
 The output folder gets log.jsonl (every loss term of every step), TensorBoard's files in laid/, state.pt while the run
 is unfinished, and the checkpoint in student/.
@@ -83,6 +84,7 @@ def _train(recipe: Recipe, folder: Path, checkpoint: Path, command: str) -> int:
         merge_adapters(run.adapted)
     training = {
         "steps": trainer.step,
+        "processes": run.accelerator.num_processes,
         "seconds": round(trainer.seconds, 1),
         "losses": trainer.last_losses(),
     }

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import rope_gain
+from distill.checkpoint import read_laid
 from distill.cli import main
 
 # Sums in another order, through six steps of AdamW, which divides small gradients by their size.
@@ -70,18 +71,19 @@ def test_gradient_checkpointing_changes_nothing(train: Any, whole: Any) -> None:
 
 
 def test_two_processes_equal_one(write_recipe: Callable[[Path], Path], tmp_path: Path, whole: Any) -> None:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    arguments = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": "0"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run(
-        [*launch, *arguments, "-m", "distill", "train", str(write_recipe(tmp_path))],
-        env=environment,
+        [*launch, "-m", "distill", "train", str(write_recipe(tmp_path))],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("the student is in") == 1
+    record = read_laid(tmp_path / "run" / "student")
+    assert record is not None
+    assert record["training"]["processes"] == 2
     assert_same_run(read_run(tmp_path / "run"), whole)
 
 
