@@ -17,7 +17,7 @@ from distill.data.collate import Collator
 from distill.data.sample import Sample, Source
 from distill.distiller import Distiller
 from distill.inputs import check_same_inputs, check_same_vocabulary
-from distill.loading import load_model, load_processor, make_source
+from distill.loading import load_model, load_processor, load_window, make_source
 from distill.model import SignalModel, Teacher
 from distill.objective import Objective
 from distill.recipe import Recipe, TrainConfig
@@ -64,7 +64,7 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
         recipe.data,
         seed=recipe.train.seed,
         count_tokens=collate.count_tokens,
-        window_tokens=model.config.get_text_config().max_position_embeddings,
+        window_tokens=load_window(recipe.student),
         tally=_make_tally(accelerator, log_path),
     )
     student = SignalModel(model, freeze_vision=recipe.train.freeze_vision, feature_cache_bytes=cache_bytes)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 import rope_gain
 from distill.data.bad_samples import Tally
@@ -60,6 +60,12 @@ def load_model(config: ModelConfig, device: torch.device) -> "PreTrainedModel":
 def load_processor(config: ModelConfig) -> Any:
     """The processor of the checkpoint."""
     return AutoProcessor.from_pretrained(resolve_path(config.path))
+
+
+def load_window(config: ModelConfig) -> int:
+    """Positions that the checkpoint's configuration allows, in tokens."""
+    model_config = AutoConfig.from_pretrained(resolve_path(config.path))
+    return int(model_config.get_text_config().max_position_embeddings)
 
 
 def make_source(

@@ -16,7 +16,7 @@ from distill.data.collate import Collator
 from distill.data.sample import Sample
 from distill.inputs import check_same_inputs
 from distill.interrupt import StopRequest
-from distill.loading import choose_device, load_model, load_processor, make_source, resolve_path
+from distill.loading import choose_device, load_model, load_processor, load_window, make_source, resolve_path
 from distill.model import Teacher, attention_shape
 from distill.objective import Objective
 from distill.prefetch import prefetched
@@ -58,7 +58,11 @@ class Recorder:
         self._collate = Collator(processor, model.base_model.get_rope_index)
         self._tally = Tally()
         self._source = make_source(
-            recipe.data, seed=recipe.train.seed, count_tokens=self._collate.count_tokens, tally=self._tally
+            recipe.data,
+            seed=recipe.train.seed,
+            count_tokens=self._collate.count_tokens,
+            window_tokens=load_window(recipe.student),
+            tally=self._tally,
         )
         self._compare_inputs(recipe.teacher)
         self._check_objective(processor)
