@@ -410,8 +410,9 @@ def held_memory(model: torch.nn.Module) -> tuple[int, int]:
         ]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     packed = {id(handle): handle.n * handle.k * torch.bfloat16.itemsize for handle in packed_weights(model)}
+    named = [pair for module in modules for pair in module.named_buffers(recurse=False)]
     # The text decoder's; the vision tower's heads are smaller.
-    caches = {tensor.data_ptr() for tensor in tensors if tensor.ndim == 2 and tensor.shape[1] == HEAD_SIZE}
+    caches = {tensor.data_ptr() for name, tensor in named if name == "cos_sin_cache" and tensor.shape[1] == HEAD_SIZE}
     return sum(storages.values()) + sum(packed.values()), len(caches)
 
 

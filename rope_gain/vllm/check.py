@@ -33,7 +33,7 @@ def check_rotation(layer: str, rotary: GainedRotaryEmbedding, stock: RotaryEmbed
         RuntimeError: the difference exceeds the dtype's tolerance.
     """
     random = torch.Generator().manual_seed(0)
-    device = rotary.frequencies_P.device
+    device = rotary.terms.rows_T2P.device
     positions_AT = torch.randint(0, len(stock.cos_sin_cache), (_num_axes(stock), NUM_TOKENS), generator=random)
     x_TD = {
         side: torch.randn(NUM_TOKENS, heads * rotary.head_size, generator=random).to(stock.dtype)
@@ -41,7 +41,9 @@ def check_rotation(layer: str, rotary: GainedRotaryEmbedding, stock: RotaryEmbed
     }
     # vLLM may keep weights off the device, and brings them there for a forward pass.
     with device_loading_context(rotary, device), torch.inference_mode():
-        found = rotary(positions_AT.squeeze(0).to(device), x_TD["query"].to(device), x_TD["key"].to(device))
+        positions = positions_AT.squeeze(0).to(device)
+        rotary.terms.fill(positions)
+        found = rotary(positions, x_TD["query"].to(device), x_TD["key"].to(device))
     return max(
         _compare(layer, side, rotated, _formula(x_TD[side], positions_AT, rotary, side, stock), stock.dtype)
         for side, rotated in zip(x_TD, found, strict=True)
@@ -74,8 +76,9 @@ def _formula(
     log_gain = torch.zeros(1, 1, 1, dtype=torch.float64)
     if (a_HP := getattr(rotary, f"{side}_a")) is not None:
         log_gain = log_gain + a_HP.cpu().double()
-    if (b_HP := getattr(rotary, f"{side}_b")) is not None:
-        log_gain = log_gain + b_HP.cpu().double() * (1 + m_TP.double() / rotary.reference_length).log()[:, None]
+    length = rotary.terms.reference_length
+    if (b_HP := getattr(rotary, f"{side}_b")) is not None and length is not None:
+        log_gain = log_gain + b_HP.cpu().double() * (1 + m_TP.double() / length).log()[:, None]
     real, imaginary = x_TD.double().view(len(x_TD), -1, stock.head_size).chunk(2, dim=-1)
     rotated = torch.complex(real, imaginary) * torch.complex(cos_TP, sin_TP)[:, None] * log_gain.exp()
     return torch.cat((rotated.real, rotated.imag), dim=-1).flatten(1)

@@ -16,9 +16,12 @@ from rope_gain.config import RopeGainConfig
 from rope_gain.families import Family, find_family
 from rope_gain.vllm.check import check_rotation
 from rope_gain.vllm.rotary import GainedRotaryEmbedding, HeadRange
+from rope_gain.vllm.terms import StepTerms
 
 # Under vLLM's own name, whose logging is set up; others stay silent below warnings.
 logger = init_logger(f"vllm.{__name__}")
+
+PADDING_TOKENS = 512
 
 if TYPE_CHECKING:
 
@@ -49,6 +52,10 @@ class GainedModel(_Base):
     family: ClassVar[Family]
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        if vllm_config.parallel_config.use_ubatching:
+            raise ValueError(
+                "enable_dbo, ubatch_size: got micro-batches, expected none: two at once would share one step's terms"
+            )
         _switch_off_rope_fusions(vllm_config.compilation_config.pass_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         block = getattr(vllm_config.model_config.hf_config, "rope_gain", None)
@@ -56,13 +63,30 @@ class GainedModel(_Base):
             raise ValueError(f"config.json: no rope_gain block, expected one with {type(self).__name__}")
         config = RopeGainConfig.from_dict(block)
         layers: Any = self.get_submodule(self.family.vllm_decoder).layers
+        # Steps may be padded, to the sizes of CUDA graphs or a multiple of the processes.
+        max_tokens = vllm_config.scheduler_config.max_num_batched_tokens + PADDING_TOKENS
+        install = _Installation(config, max_tokens)
         # What the gained rotary embeddings stand in for, by the layer's name; of this process's layers only.
         self.stock_rotary = {
-            f"{self.family.vllm_decoder}.layers.{number}.self_attn": _install(layers[number].self_attn, config)
+            f"{self.family.vllm_decoder}.layers.{number}.self_attn": install(layers[number].self_attn)
             for number in config.gained_layers(len(layers))
             if not isinstance(layers[number], PPMissingLayer)
         }
+        self.step_terms = tuple(install.terms.values())
         self.missing_gains = self._gain_parameters()
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the stock method, after filling what the gained layers read; torch.compile sees the decoder alone."""
+        for terms in self.step_terms:
+            terms.fill(positions)
+        return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """As the stock method, and every gain tensor of this process's layers has to be there.
@@ -120,19 +144,31 @@ def _switch_off_rope_fusions(passes: Any) -> None:
             logger.info("pass_config.%s: switched off, since a fused rotation would drop the gain", name)
 
 
-def _install(attention: Any, config: RopeGainConfig) -> Any:
-    """Replaces the rotary embedding that vLLM's `get_rope` shares between the layers, and returns it."""
-    stock = attention.rotary_emb
-    rank = get_tensor_model_parallel_rank()
-    # As in QKVParallelLinear: with fewer key-value heads than processes, neighbours hold copies of one head.
-    num_ranks = attention.total_num_heads // attention.num_heads
-    copies = max(1, num_ranks // attention.total_num_kv_heads)
-    attention.rotary_emb = GainedRotaryEmbedding(
-        stock,
-        config,
-        query_heads=HeadRange(attention.total_num_heads, rank * attention.num_heads, attention.num_heads),
-        key_heads=HeadRange(
-            attention.total_num_kv_heads, rank // copies * attention.num_kv_heads, attention.num_kv_heads
-        ),
-    )
-    return stock
+class _Installation:
+    """Puts gained rotary embeddings into attention layers, over terms that layers of equal rotation share."""
+
+    def __init__(self, config: RopeGainConfig, max_tokens: int) -> None:
+        self.terms: dict[Any, StepTerms] = {}
+        self._config = config
+        self._max_tokens = max_tokens
+
+    def __call__(self, attention: Any) -> Any:
+        """Replaces the rotary embedding that vLLM's `get_rope` shares between the layers, and returns it."""
+        stock = attention.rotary_emb
+        if stock not in self.terms:
+            length = self._config.reference_length if self._config.position == "log" else None
+            self.terms[stock] = StepTerms(stock, reference_length=length, max_tokens=self._max_tokens)
+        rank = get_tensor_model_parallel_rank()
+        # As in QKVParallelLinear: with fewer key-value heads than processes, neighbours hold copies of one head.
+        num_ranks = attention.total_num_heads // attention.num_heads
+        copies = max(1, num_ranks // attention.total_num_kv_heads)
+        attention.rotary_emb = GainedRotaryEmbedding(
+            self.terms[stock],
+            self._config,
+            head_size=stock.head_size,
+            query_heads=HeadRange(attention.total_num_heads, rank * attention.num_heads, attention.num_heads),
+            key_heads=HeadRange(
+                attention.total_num_kv_heads, rank // copies * attention.num_kv_heads, attention.num_kv_heads
+            ),
+        )
+        return stock

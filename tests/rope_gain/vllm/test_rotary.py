@@ -69,11 +69,14 @@ def make_stock(in_vllm_config):  # noqa: ARG001 (for what it sets)
 def gain_of(in_vllm_config):  # noqa: ARG001 (for what it sets)
     """A gained rotary embedding around a stock one, holding all the heads unless told otherwise."""
     from rope_gain.vllm.rotary import GainedRotaryEmbedding, HeadRange
+    from rope_gain.vllm.terms import StepTerms
 
     def make(stock, config, heads=(0, NUM_HEADS), key_heads=(0, NUM_KEY_VALUE_HEADS)):
+        length = config.reference_length if config.position == "log" else None
         return GainedRotaryEmbedding(
-            stock,
+            StepTerms(stock, reference_length=length, max_tokens=TOKENS),
             config,
+            head_size=stock.head_size,
             query_heads=HeadRange(NUM_HEADS, *heads),
             key_heads=HeadRange(NUM_KEY_VALUE_HEADS, *key_heads),
         )
@@ -95,6 +98,12 @@ def load(rotary, gain):
     for name, parameter in rotary.named_parameters(recurse=False):
         parameter.weight_loader(parameter, gain.get_parameter(name))
     return rotary
+
+
+def rotate(rotary, positions, q, k, method="forward"):
+    """One step of one layer: the model fills the terms, the layer rotates."""
+    rotary.terms.fill(positions)
+    return getattr(rotary, method)(positions, q, k)
 
 
 def random_inputs(kind, dtype=torch.float32):
@@ -144,7 +153,7 @@ def test_it_rotates_by_the_formula(make_stock, gain_of, kind, config, method):
     rotary = load(gain_of(stock, config), gain)
     inputs = random_inputs(kind)
 
-    assert_rotated(getattr(rotary, method)(*inputs), expected_rotation(stock, kind, gain, *inputs))
+    assert_rotated(rotate(rotary, *inputs, method), expected_rotation(stock, kind, gain, *inputs))
 
 
 @pytest.mark.parametrize("kind", ["plain", "chunked", "interleaved"])
@@ -153,19 +162,21 @@ def test_what_inductor_makes_of_the_plain_form_is_the_same(make_stock, gain_of, 
     rotary = load(gain_of(stock, PER_HEAD), gain)
     inputs = random_inputs(kind)
 
+    rotary.terms.fill(inputs[0])
     found = torch.compile(rotary.forward_native)(*inputs)
 
     assert_rotated(found, expected_rotation(stock, kind, gain, *inputs))
 
 
-def test_torch_compile_keeps_the_operator_whole(make_stock, gain_of):
+def test_torch_compile_reads_the_terms_of_each_step(make_stock, gain_of):
     stock, gain = make_stock(), random_gain(PER_HEAD)
     rotary = load(gain_of(stock, PER_HEAD), gain)
     positions, q, k = random_inputs("chunked")
+    compiled = torch.compile(lambda q, k: rotary(positions, q + 1, k + 1))
 
-    found = torch.compile(lambda q, k: rotary(positions, q + 1, k + 1))(q, k)
-
-    assert_rotated(found, expected_rotation(stock, "chunked", gain, positions, q + 1, k + 1))
+    for step in (positions, positions + 3):
+        rotary.terms.fill(step)
+        assert_rotated(compiled(q, k), expected_rotation(stock, "chunked", gain, step, q + 1, k + 1))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -178,7 +189,7 @@ def test_the_error_in_bfloat16_is_no_larger_than_stocks_own(make_stock, gain_of,
     wanted = expected_rotation(stock, kind, gain, positions, q, k)
     stock_wanted = (rotate_pairs(stock, kind, positions, q), rotate_pairs(stock, kind, positions, k))
 
-    found = getattr(rotary, method)(positions, q, k)
+    found = rotate(rotary, positions, q, k, method)
     stock_found = stock(positions, q.clone(), k.clone())
 
     for mine, expected, its, stock_expected in zip(found, wanted, stock_found, stock_wanted, strict=True):
@@ -197,7 +208,7 @@ def test_zero_parameters_are_the_stock_embedding(make_stock, gain_of, kind):
     stock = make_stock(kind)
     positions, q, k = random_inputs(kind)
 
-    found = gain_of(stock, PER_HEAD)(positions, q, k)
+    found = rotate(gain_of(stock, PER_HEAD), positions, q, k)
 
     for mine, its in zip(found, stock(positions, q.clone(), k.clone()), strict=True):
         torch.testing.assert_close(mine, its, rtol=0, atol=TOLERANCE * its.abs().max().item())
@@ -208,7 +219,9 @@ def test_text_positions_are_the_same_on_every_axis(make_stock, gain_of, kind):
     rotary = load(gain_of(make_stock(kind), PER_HEAD), random_gain(PER_HEAD))
     positions, q, k = random_inputs(kind)
 
-    for one, three in zip(rotary(positions[0], q, k), rotary(positions[0].expand(3, -1), q, k), strict=True):
+    for one, three in zip(
+        rotate(rotary, positions[0], q, k), rotate(rotary, positions[0].expand(3, -1), q, k), strict=True
+    ):
         torch.testing.assert_close(one, three, rtol=0, atol=TOLERANCE * three.abs().max().item())
 
 
@@ -219,15 +232,23 @@ def test_two_layers_over_one_stock_object_keep_their_own_gains(make_stock, gain_
     layers = [load(gain_of(make_stock(), PER_HEAD), gain) for gain in gains]
 
     for layer, gain in zip(layers, gains, strict=True):
-        assert_rotated(layer(*inputs), expected_rotation(stock, "chunked", gain, *inputs))
+        assert_rotated(rotate(layer, *inputs), expected_rotation(stock, "chunked", gain, *inputs))
 
 
-def test_a_layer_holds_its_gains_and_a_number_for_each_pair(make_stock, gain_of):
+def test_a_layer_holds_its_gains_and_shares_the_rest(make_stock, gain_of):
     config = RopeGainConfig(granularity="layer_frequency", target="query_key")
     rotary = gain_of(make_stock(dtype=torch.bfloat16), config)
 
     assert {parameter.dtype for parameter in rotary.parameters()} == {torch.float32}
-    assert {tensor.numel() for tensor in (*rotary.parameters(), *rotary.buffers())} == {NUM_PAIRS}
+    assert {tensor.numel() for tensor in rotary.parameters()} == {NUM_PAIRS}
+    assert list(rotary.buffers(recurse=False)) == []
+
+
+def test_more_tokens_than_a_step_may_have_are_refused(make_stock, gain_of):
+    rotary = gain_of(make_stock("plain"), PER_HEAD)
+
+    with pytest.raises(RuntimeError, match="got a step of 20 tokens, expected at most 19"):
+        rotary.terms.fill(torch.arange(TOKENS + 1))
 
 
 def test_inputs_and_the_shared_cache_are_left_alone(make_stock, gain_of):
@@ -236,7 +257,7 @@ def test_inputs_and_the_shared_cache_are_left_alone(make_stock, gain_of):
     positions, q, k = random_inputs("chunked")
     before = [tensor.clone() for tensor in (positions, q, k, stock.cos_sin_cache)]
 
-    rotary(positions, q, k)
+    rotate(rotary, positions, q, k)
 
     assert all(map(torch.equal, (positions, q, k, stock.cos_sin_cache), before))
 
@@ -261,7 +282,7 @@ def test_tensor_parallel_processes_take_their_own_heads(make_stock, gain_of, num
         rotary = load(gain_of(stock, PER_HEAD, heads=(rank * held, held), key_heads=key_heads), gain)
         q_heads, k_heads = (slice(first, first + number) for first, number in ((rank * held, held), key_heads))
         q_part, k_part = (slice(heads.start * HEAD_SIZE, heads.stop * HEAD_SIZE) for heads in (q_heads, k_heads))
-        found = rotary(positions, q[:, q_part], k[:, k_part])
+        found = rotate(rotary, positions, q[:, q_part], k[:, k_part])
         assert_rotated(found, (expected_q[:, q_heads], expected_k[:, k_heads]))
         check_rotation("layer", rotary, stock)
 
@@ -295,7 +316,8 @@ def test_the_check_at_load_refuses_another_rotation(monkeypatch, make_stock, gai
     stock = make_stock(kind, dtype)
     rotary = load(gain_of(stock, PER_HEAD), random_gain(PER_HEAD))
     spoiled = load(gain_of(stock, PER_HEAD), random_gain(PER_HEAD))
-    getattr(spoiled, name).data = value
+    spoiled.terms = rotary.terms
+    getattr(spoiled if hasattr(spoiled, name) else spoiled.terms, name).data = value
     monkeypatch.setattr(rotary, "_forward_method", spoiled.forward)
 
     with pytest.raises(RuntimeError, match=r"^decoder\.layers\.3: the rotated query differs .* expected at most"):
