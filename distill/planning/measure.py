@@ -47,9 +47,13 @@ def main(arguments: Sequence[str]) -> int:
     """Prints {"peak_bytes": …} of a recipe's first steps."""
     wheel_guard.install()
     recipe, steps, *overrides = arguments
-    train = load_config(Recipe, Path(recipe), overrides).train
+    config = load_config(Recipe, Path(recipe), overrides)
     # Accelerate keeps both for the life of a process.
-    _train(_MINIATURE, (*_SMALLEST, f"train.mixed_precision={train.mixed_precision}", f"train.device={train.device}"))
+    alike = [f"train.mixed_precision={config.train.mixed_precision}", f"train.device={config.train.device}"]
+    if config.lora is not None:
+        # PEFT imports a good part of what is installed.
+        alike.append("lora.rank=1")
+    _train(_MINIATURE, (*_SMALLEST, *alike))
     before = _resident_bytes()
     device = _train(Path(recipe), (*overrides, f"train.steps={steps}"))
     if device == "cuda":
