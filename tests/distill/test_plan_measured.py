@@ -44,4 +44,6 @@ def test_the_planned_peak_is_within_20_percent_of_the_measured_one(
 ) -> None:
     assert main(["plan", str(recipe_path), *overrides, "--measure", "3", "--tflops", "0.1", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
+    ratio = plan["memory"]["peak"] / plan["measured_bytes"]
+    print(f"planned {ratio:.2f} of the measured peak")
     assert plan["memory"]["peak"] == pytest.approx(plan["measured_bytes"], rel=0.2)
