@@ -10,6 +10,7 @@ from distill.data.batch import Batch
 from distill.losses.alignment import query_key_alignment
 from distill.losses.logits import answer_cross_entropy, logit_distillation
 from distill.losses.matching import Tilt, attention_matching
+from distill.losses.rows import Rows
 from distill.losses.top_logits import top_logit_distillation
 from distill.mixing import LinearMixing, SoftmaxMixing
 from distill.recipe import AlignmentConfig, LayerPair, LossConfig, MatchingConfig
@@ -83,8 +84,8 @@ class Objective(nn.Module):
         """How many rows each term takes its mean over; terms without weight are there too."""
         answers = int(batch.answer_BT.sum())
         counts = {"sft": answers, "kl": answers}
-        for name, config in (("alignment", self.config.alignment), ("matching", self.config.matching)):
-            counts[name] = int(batch.rows(config.rows).valid_BR.sum())
+        counts["alignment"] = int(batch.rows(self.config.alignment.rows).valid_BR.sum())
+        counts["matching"] = int(self._matching_rows(batch, progress=0.0).valid_BR.sum())
         return counts
 
     def forward(
@@ -146,12 +147,13 @@ class Objective(nn.Module):
     def _matching(self, student: Signals, teacher: Signals, batch: Batch, progress: float) -> Tensor:
         config = self.config.matching
         tilt = Tilt(kind=config.distance, reference_distance=config.reference_distance, gamma=self.gamma(progress))
+        rows = self._matching_rows(batch, progress)
         mixings = [mixing() for mixing in self.map_mixing] or [None] * len(self._matched)
         values = [
             attention_matching(
                 student.layers[pair.student],
                 teacher.layers[pair.teacher],
-                rows=batch.rows(config.rows),
+                rows=rows,
                 places=batch.places,
                 tilt=tilt,
                 mixing_SH=mixing_SH,
@@ -160,6 +162,11 @@ class Objective(nn.Module):
             for pair, mixing_SH in zip(self._matched, mixings, strict=True)
         ]
         return torch.stack(values).mean()
+
+    def _matching_rows(self, batch: Batch, progress: float) -> Rows:
+        """Drawn anew at every step, and the same ones in whatever parts the step is taken."""
+        config = self.config.matching
+        return batch.rows(config.rows, at_most=config.max_rows, draw=str(progress))
 
 
 def _resolved(

@@ -60,6 +60,8 @@ class MatchingConfig:
     layers: tuple[LayerPair, ...] = (LayerPair(),)
     rows: RowKind = "all"
     """`all` tokens, the `question` (every row after the last image), or the `answer` (rows that predict it)."""
+    max_rows: int | None = None
+    """At most so many of these rows of each sample, drawn anew at every step; null takes all."""
     distance: DistanceKind = "image"
     """Δ in tokens, in M-RoPE positions, or in images."""
     reference_distance: float = 1.0
@@ -76,6 +78,8 @@ class MatchingConfig:
         check_at_least("gamma_max", self.gamma_max, 0)
         check_above("reference_distance", self.reference_distance, 0)
         check_at_least("chunk_mib", self.chunk_mib, 1)
+        if self.max_rows is not None:
+            check_at_least("max_rows", self.max_rows, 1)
         check_not_empty("layers", self.layers)
 
 

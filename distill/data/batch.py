@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distill.data.patches import Patches
 from distill.losses.kinds import RowKind
-from distill.losses.rows import Places, Rows, rows_where
+from distill.losses.rows import Places, Rows, drawn_from, rows_where
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,18 @@ class Batch:
         """Where the tokens lie, for distances."""
         return Places(position_ids_3BT=self.position_ids_3BT, images_before_BT=self.images_before_BT)
 
-    def rows(self, kind: RowKind) -> Rows:
-        """The query rows of this kind."""
+    def rows(self, kind: RowKind, *, at_most: int | None = None, draw: str = "") -> Rows:
+        """The query rows of this kind.
+
+        Args:
+            at_most: so many of each sample's, if it has more.
+            draw: which of them, together with the sample's name; it does not matter what else is in the batch.
+        """
         masks = {"all": self.is_token_BT, "question": self.question_BT, "answer": self.answer_BT}
-        return rows_where(masks[kind])
+        mask_BT = masks[kind]
+        if at_most is not None:
+            mask_BT = drawn_from(mask_BT, at_most, [f"{name}/{draw}" for name in self.names])
+        return rows_where(mask_BT)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on this device; images stay where they are until a tower needs them."""

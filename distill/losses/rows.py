@@ -1,6 +1,7 @@
 """Which query rows a loss looks at, and how far each key lies from them."""
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,15 @@ def rows_where(mask_BT: Tensor) -> Rows:
     index_BR = (~mask_BT).to(torch.uint8).argsort(dim=1, stable=True)[:, :num_rows]
     valid_BR = torch.arange(num_rows, device=mask_BT.device) < counts_B[:, None]
     return Rows(index_BR=index_BR, valid_BR=valid_BR)
+
+
+def drawn_from(mask_BT: Tensor, at_most: int, seeds: Sequence[str]) -> Tensor:
+    """The mask with at most so many of each sample's true tokens, all equally likely, by the sample's own seed."""
+    drawn_BT = torch.zeros_like(mask_BT)
+    for mask_T, drawn_T, seed in zip(mask_BT, drawn_BT, seeds, strict=True):
+        tokens = mask_T.nonzero()[:, 0].tolist()
+        drawn_T[random.Random(seed).sample(tokens, min(at_most, len(tokens)))] = True
+    return drawn_BT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from distill.planning.memory import is_recorded
 from distill.planning.shapes import ModelShape
-from distill.planning.step import StepShape
+from distill.planning.step import StepShape, matched_rows
 from distill.recipe import Recipe
 
 
@@ -82,7 +82,7 @@ def _losses(recipe: Recipe, student: ModelShape, teacher: ModelShape | None, ste
     loss, ours, theirs = recipe.loss, student.decoder, teacher.decoder
     total = 0
     if loss.matching_weight > 0:
-        rows = step.rows(loss.matching.rows)
+        rows = matched_rows(step, loss.matching)
         # Rows are causal: all of them see half of the keys on average, the last ones nearly all.
         keys = step.sample_tokens - rows / 2
         per_pair = 6 * ours.query + 2 * theirs.query

@@ -57,17 +57,16 @@ def fit_rows(
 ) -> int:
     """How many rows of each sample may be matched under the limit, with the smallest chunks; 0 if none."""
     low, high = 0, step.sample_tokens
-    smallest = _with(recipe, "question", 1)
     while low < high:
         middle = (low + high + 1) // 2
-        sampled = replace(step, question_rows=middle)
-        fits = plan_memory(smallest, student, teacher, sampled, execution).peak <= limit_bytes
+        sampled = _with(recipe, "all", 1, max_rows=middle)
+        fits = plan_memory(sampled, student, teacher, step, execution).peak <= limit_bytes
         low, high = (middle, high) if fits else (low, middle - 1)
     return low
 
 
-def _with(recipe: Recipe, rows: RowKind, chunk_mib: int) -> Recipe:
-    matching = replace(recipe.loss.matching, rows=rows, chunk_mib=chunk_mib)
+def _with(recipe: Recipe, rows: RowKind, chunk_mib: int, max_rows: int | None = None) -> Recipe:
+    matching = replace(recipe.loss.matching, rows=rows, chunk_mib=chunk_mib, max_rows=max_rows)
     return replace(recipe, loss=replace(recipe.loss, matching=matching))
 
 

@@ -12,7 +12,7 @@ from distill.planning.activations import (
     vision_transient,
 )
 from distill.planning.shapes import DecoderShape, ModelShape
-from distill.planning.step import StepShape
+from distill.planning.step import StepShape, matched_rows
 from distill.recipe import LayerPair, Recipe
 from rope_gain import RopeGainConfig
 
@@ -213,7 +213,7 @@ def matching_bytes(recipe: Recipe, student: ModelShape, teacher: ModelShape | No
     row_map, all_maps = map_bytes(recipe, student, teacher, step)
     maps = _MAPS * max(row_map, min(loss.matching.chunk_mib * MIB, all_maps))
     keys = 4 * step.num_tokens * (student.decoder.key + teacher.decoder.key)
-    rows = step.num_samples * step.rows(loss.matching.rows)
+    rows = step.num_samples * matched_rows(step, loss.matching)
     kept = 8 * rows * student.decoder.query + 4 * step.num_tokens * student.decoder.key
     return maps + keys, len(loss.matching.layers) * kept
 
@@ -221,7 +221,7 @@ def matching_bytes(recipe: Recipe, student: ModelShape, teacher: ModelShape | No
 def map_bytes(recipe: Recipe, student: ModelShape, teacher: ModelShape, step: StepShape) -> tuple[int, int]:
     """Bytes of a float32 attention map of one row of every sample, and of all rows: 4·B·heads·rows·T."""
     row = 4 * step.num_tokens * max(student.decoder.num_heads, teacher.decoder.num_heads)
-    return row, row * step.rows(recipe.loss.matching.rows)
+    return row, row * matched_rows(step, recipe.loss.matching)
 
 
 def alignment_bytes(recipe: Recipe, student: ModelShape, teacher: ModelShape | None, step: StepShape) -> int:

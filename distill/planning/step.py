@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from distill.losses.kinds import RowKind
 from distill.planning.shapes import VisionShape
-from distill.recipe import Recipe
+from distill.recipe import MatchingConfig, Recipe
 
 _MINIATURE_STEPS = 64
 
@@ -59,6 +59,12 @@ class StepShape:
     def rows(self, kind: RowKind) -> int:
         """Query rows of this kind in each sample."""
         return {"all": self.sample_tokens, "question": self.question_rows, "answer": self.answer_rows}[kind]
+
+
+def matched_rows(step: StepShape, config: MatchingConfig) -> int:
+    """Query rows of each sample that the attention matching looks at."""
+    rows = step.rows(config.rows)
+    return rows if config.max_rows is None else min(rows, config.max_rows)
 
 
 def plan_step(recipe: Recipe, vision: VisionShape, assumption: Assumption) -> StepShape:

@@ -64,6 +64,13 @@ def test_a_step_in_parts_equals_the_step_in_one_piece(train: Any, whole: Any, pa
     assert_same_run(train(f"train.micro_batches={parts}"), whole)
 
 
+def test_the_rows_that_are_drawn_do_not_depend_on_the_parts(train: Any, whole: Any) -> None:
+    drawn = train("loss.matching.max_rows=3")
+    assert drawn[0][0]["losses"]["alignment"] == pytest.approx(whole[0][0]["losses"]["alignment"])
+    assert drawn[0][0]["losses"]["matching"] != pytest.approx(whole[0][0]["losses"]["matching"], rel=1e-3)
+    assert_same_run(train("loss.matching.max_rows=3", "train.micro_batches=2"), drawn)
+
+
 def test_gradient_checkpointing_changes_nothing(train: Any, whole: Any) -> None:
     log, weights = train("train.gradient_checkpointing=true")
     assert [entry["losses"] for entry in log] == [entry["losses"] for entry in whole[0]]

@@ -1,6 +1,6 @@
 import torch
 
-from distill.losses.rows import Places, rows_where
+from distill.losses.rows import Places, drawn_from, rows_where
 
 
 def test_rows_keep_their_order_and_mark_the_padding() -> None:
@@ -26,6 +26,18 @@ def test_chunks_cover_every_row_once_and_see_no_key_in_vain() -> None:
         (1, 8),
         (1, 9),
     ]
+
+
+def test_drawn_rows_are_of_the_mask_and_evenly_so() -> None:
+    mask_BT = torch.arange(9) >= torch.tensor([[3], [7]])
+
+    drawn = torch.stack([drawn_from(mask_BT, 4, [f"a/{seed}", f"b/{seed}"]) for seed in range(600)])
+
+    assert (drawn.sum(dim=2) == torch.tensor([4, 2])).all()
+    assert not drawn[:, ~mask_BT].any()
+    # 4 of 6: each in two thirds of the draws, give or take five standard deviations.
+    torch.testing.assert_close(drawn[:, 0, 3:].float().mean(dim=0), torch.full((6,), 2 / 3), rtol=0, atol=0.1)
+    assert torch.equal(drawn_from(mask_BT, 4, ["a/5", "b/5"]), drawn[5])
 
 
 def test_distances_by_hand() -> None:
