@@ -1,5 +1,6 @@
 # make serve [MODEL=folder]   distil the miniature student if need be, serve it (or MODEL), print how to ask it
 # make test                   every check and test; CI calls this and nothing else
+# make test-vllm VLLM=0.31.0  the gains' tests with another version of vLLM, in an environment of its own
 # make check                  ruff and mypy alone
 # make bench [QUICK=1]        every benchmark; figures into runs/bench
 # make install                the virtual environment alone
@@ -13,7 +14,7 @@ PY := .venv/bin/python
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: serve test check bench install student build-miniature clean
+.PHONY: serve test test-vllm check bench install student build-miniature clean
 
 ifdef MODEL
 serve: install
@@ -27,7 +28,7 @@ endif
 student: install $(RUN)/evaluation/report.json
 
 # One thread: models this small are faster so, and much faster where the second core is busy.
-$(RUN)/evaluation/report.json test: export OMP_NUM_THREADS = 1
+$(RUN)/evaluation/report.json test test-vllm: export OMP_NUM_THREADS = 1
 
 $(RUN)/evaluation/report.json:
 	@$(PY) -m distill train distill/recipes/miniature.yaml output=$(RUN) --resume
@@ -46,6 +47,10 @@ check: install
 
 test: check
 	$(PY) -m pytest
+
+test-vllm:
+	VENV=.venv-$(VLLM) deploy/install.sh
+	.venv-$(VLLM)/bin/python -m pytest tests/rope_gain
 
 # All of benchmarks/ but what they share.
 bench: install
