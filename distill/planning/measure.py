@@ -2,7 +2,7 @@
 
     python -m distill.planning.measure recipe.yaml STEPS [key=value ...]
 
-What is compared: the process's largest resident set (`ru_maxrss`) less its resident set after it has trained two
+What is compared: the process's largest resident set (`VmHWM`) less its resident set after it has trained two
 steps of the smallest kind on the miniature models. That training loads every library and makes every buffer that
 does not depend on the recipe; what comes on top is weights, gradients, optimizer states, activations, caches. glibc
 is told to give freed blocks back at once, so that the resident set is what is in use and not what was. On a GPU the
@@ -12,7 +12,6 @@ figure is torch's own peak of allocated memory, which needs no such care.
 import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -54,14 +53,15 @@ def main(arguments: Sequence[str]) -> int:
         # PEFT imports a good part of what is installed.
         alike.append("lora.rank=1")
     _train(_MINIATURE, (*_SMALLEST, *alike))
-    before = _resident_bytes()
+    before = _status_bytes("VmRSS")
     device = _train(Path(recipe), (*overrides, f"train.steps={steps}"))
     if device == "cuda":
         import torch
 
         peak = torch.cuda.max_memory_allocated()
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        # Not ru_maxrss: a child takes that over from the process that started it.
+        peak = _status_bytes("VmHWM") - before
     print(json.dumps({"peak_bytes": peak}))
     return 0
 
@@ -81,9 +81,10 @@ def _train(path: Path, overrides: Sequence[str]) -> str:
     return choose_device(recipe.train).type
 
 
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def _status_bytes(name: str) -> int:
+    """A figure of this process's memory, as Linux gives it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":
