@@ -1,7 +1,9 @@
 """What of the attention matching fits into a given memory."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import get_args
 
 from distill.losses.kinds import RowKind
@@ -37,14 +39,16 @@ def fit_matching(
     def peak(rows: RowKind, chunk_mib: int) -> int:
         return plan_memory(_with(recipe, rows, chunk_mib), student, teacher, step, execution).peak
 
-    fits: list[Fit] = []
+    def fits(rows: RowKind, chunk_mib: int) -> bool:
+        return peak(rows, chunk_mib) <= limit_bytes
+
+    found: list[Fit] = []
     for rows in get_args(RowKind):
-        low, high = 0, _largest_useful(_with(recipe, rows, 1), student, teacher, step)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if peak(rows, middle) <= limit_bytes else (low, middle - 1)
-        fits.append(Fit(rows=rows, num_rows=step.rows(rows), chunk_mib=low or None, peak=peak(rows, max(low, 1))))
-    return fits
+        useful = _largest_useful(_with(recipe, rows, 1), student, teacher, step)
+        chunk_mib = _largest(useful, partial(fits, rows))
+        largest_peak = peak(rows, max(chunk_mib, 1))
+        found.append(Fit(rows=rows, num_rows=step.rows(rows), chunk_mib=chunk_mib or None, peak=largest_peak))
+    return found
 
 
 def fit_rows(
@@ -56,12 +60,20 @@ def fit_rows(
     limit_bytes: int,
 ) -> int:
     """How many rows of each sample may be matched under the limit, with the smallest chunks; 0 if none."""
-    low, high = 0, step.sample_tokens
+
+    def fits(max_rows: int) -> bool:
+        sampled = _with(recipe, "all", 1, max_rows=max_rows)
+        return plan_memory(sampled, student, teacher, step, execution).peak <= limit_bytes
+
+    return _largest(step.sample_tokens, fits)
+
+
+def _largest(highest: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from 1 to `highest` that fits, by bisection: if one does, so do all below it; 0 if none."""
+    low, high = 0, highest
     while low < high:
         middle = (low + high + 1) // 2
-        sampled = _with(recipe, "all", 1, max_rows=middle)
-        fits = plan_memory(sampled, student, teacher, step, execution).peak <= limit_bytes
-        low, high = (middle, high) if fits else (low, middle - 1)
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
 
 

@@ -204,7 +204,7 @@ def matching_bytes(recipe: Recipe, student: ModelShape, teacher: ModelShape | No
     """Bytes of the attention matching: its chunk maps, and what it keeps for the backward pass.
 
     A map is at most `chunk_mib` large, at least one row of all samples and heads, and never more than all rows.
-    Kept, in float32, per pair of layers: the gradients of q at the rows, made in pieces and joined (8qR), and of k
+    Kept, in float32, per pair of layers: the gradients of q at the rows, and once more among all tokens (8qR), and of k
     (4kT); in the forward pass beside it the keys of both models in float32.
     """
     loss = recipe.loss
