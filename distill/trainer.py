@@ -40,6 +40,8 @@ class Inputs:
 
     part: Part
     teacher: Signals | None
+    rows: Mapping[str, int]
+    """Rows of this part, by term."""
     counts: Mapping[str, float]
     """Numbers of this process's whole step: rows by term, samples, images and tokens."""
 
@@ -124,32 +126,22 @@ class Trainer:
     def _input_maker(self) -> Callable[[int], Inputs]:
         """Makes the inputs of each piece of a step in their order: one ahead, beside the student's update."""
         parts: Sequence[Part] = ()
+        rows: Sequence[Mapping[str, int]] = ()
         counts: Mapping[str, float] = {}
 
         def make(piece: int) -> Inputs:
-            nonlocal parts, counts
+            nonlocal parts, rows, counts
             step, index = divmod(piece, self._recipe.train.micro_batches)
             if index == 0:
                 parts = self._make_parts(step)
-                counts = self._counts(parts)
-            part = parts[index]
-            if self._teacher is None:
-                return Inputs(part=part, teacher=None, counts=counts)
-            signals = self._teacher.signals(part.batch, self._objective.teacher_layers)
-            return Inputs(part=part, teacher=signals, counts=counts)
+                rows = [self._objective.row_counts(part.batch) for part in parts]
+                counts = _counts(parts, rows)
+            part, signals = parts[index], None
+            if self._teacher is not None:
+                signals = self._teacher.signals(part.batch, self._objective.teacher_layers)
+            return Inputs(part=part, teacher=signals, rows=rows[index], counts=counts)
 
         return make
-
-    def _counts(self, parts: Sequence[Part]) -> dict[str, float]:
-        batches = [part.batch for part in parts if part.is_real]
-        counts: dict[str, float] = {
-            "samples": sum(len(batch.names) for batch in batches),
-            "images": sum(len(batch.images) for batch in batches),
-            "tokens": sum(batch.num_tokens for batch in batches),
-        }
-        rows = [self._objective.row_counts(batch) for batch in batches]
-        # From any part, so that every process adds up the same names.
-        return counts | {name: sum(each[name] for each in rows) for name in self._objective.row_counts(parts[0].batch)}
 
     def _update(self, inputs: Iterator[Inputs]) -> dict[str, Any]:
         """One step of the optimizer; returns its entry for the log."""
@@ -175,8 +167,7 @@ class Trainer:
     def _backward(self, piece: Inputs, totals: Mapping[str, float]) -> Losses:
         """Adds this piece's gradient; over all pieces and processes they sum to that of the whole step."""
         part = piece.part
-        rows = self._objective.row_counts(part.batch)
-        shares = {name: count / totals[name] if part.is_real else 0.0 for name, count in rows.items()}
+        shares = {name: count / totals[name] if part.is_real else 0.0 for name, count in piece.rows.items()}
         losses: Losses = self._distiller(part.batch, piece.teacher, self._progress, shares)
         if not losses.total.isfinite():
             raise ValueError(f"step {self.step}: the loss is {losses.total.item()}; terms: {losses.terms}")
@@ -219,6 +210,17 @@ class Trainer:
         values = load_state(self._state_path, recipe=self._recipe, modules=self._modules)
         self._optimizer.load_state_dict(values["optimizer"])
         self.step, self.seconds = values["step"], values["seconds"]
+
+
+def _counts(parts: Sequence[Part], rows: Sequence[Mapping[str, int]]) -> dict[str, float]:
+    """What the real parts hold together; every process names the same things."""
+    real = [(part.batch, of_part) for part, of_part in zip(parts, rows, strict=True) if part.is_real]
+    return {
+        "samples": sum(len(batch.names) for batch, _ in real),
+        "images": sum(len(batch.images) for batch, _ in real),
+        "tokens": sum(batch.num_tokens for batch, _ in real),
+        **{name: sum(of_part[name] for _, of_part in real) for name in rows[0]},
+    }
 
 
 def _tracked(entry: Mapping[str, Any]) -> dict[str, float]:
