@@ -6,9 +6,6 @@ import pytest
 
 from distill.miniature.models import Size, make_model
 from distill.miniature.processor import make_processor
-from rope_gain import wheel_guard
-
-wheel_guard.install()
 
 SIZES = {
     "base": Size(layers=2, hidden=64, heads=2, key_value_heads=1, mlp=48),

@@ -5,9 +5,7 @@ import functools
 import pytest
 import torch
 
-from rope_gain import RopeGain, RopeGainConfig, wheel_guard
-
-wheel_guard.install()
+from rope_gain import RopeGain, RopeGainConfig
 
 # vLLM and the libraries that it imports warn of their own deprecations.
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
