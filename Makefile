@@ -49,6 +49,7 @@ test: check
 	$(PY) -m pytest
 
 test-vllm:
+	@test -n "$(VLLM)" || { echo "VLLM: missing, expected a version, such as: make test-vllm VLLM=0.31.0" >&2; exit 2; }
 	VENV=.venv-$(VLLM) deploy/install.sh
 	.venv-$(VLLM)/bin/python -m pytest tests/rope_gain
 
