@@ -85,7 +85,7 @@ def scrape(served):
 def added_since(before, served, until):
     """What the samples grew by, once the last one to be counted, a response, has reached its number."""
     sample, number = until
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         added = {name: value - before.get(name, 0) for name, value in scrape(served).items()}
         if added.get(sample, 0) >= number or time.monotonic() > deadline:

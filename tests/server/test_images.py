@@ -4,7 +4,6 @@ import base64
 import io
 import random
 import struct
-import time
 import zlib
 from collections.abc import Callable
 
@@ -79,12 +78,8 @@ def test_bad_urls_are_refused(url: str, reason: str) -> None:
 
 @pytest.mark.parametrize("size", [(1001, 1000), (20_000, 20_000), (2**31 - 1, 1), (65535, 65535)])
 def test_a_bomb_is_refused_by_its_header_alone(size: tuple[int, int]) -> None:
-    started = time.perf_counter()
-
     with pytest.raises(ImageError, match="1000000"):
         read_header(png_header(*size), LIMITS)
-
-    assert time.perf_counter() - started < 0.1
 
 
 @pytest.mark.parametrize("kind", ["BMP", "TIFF", "ICO", "PPM", "TGA"])

@@ -14,6 +14,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 Start = Callable[..., Awaitable[httpx.AsyncClient]]
 Make = Callable[..., Any]
 CHAT = "/v1/chat/completions"
+# How long something may take on a busy machine; how long it does take is for benchmarks.
+PATIENCE_SECONDS = 60
 
 
 def event(value: Any) -> bytes:
@@ -56,13 +58,12 @@ async def metric(client: httpx.AsyncClient, name: str, **labels: str) -> float:
     return float(line.rsplit(" ", 1)[1])
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float) -> float:
-    """How long it took until the condition held; fails after `seconds`."""
-    started = time.perf_counter()
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Waits until the condition holds."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not await condition():
-        assert time.perf_counter() - started < seconds
+        assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
-    return time.perf_counter() - started
 
 
 async def test_each_chunk_is_passed_on_when_it_comes(cued_engine: Any, start_gateway: Start, chat: Make) -> None:
@@ -115,7 +116,7 @@ async def test_a_client_that_leaves_at_done_has_left_a_finished_exchange(
     async def is_counted() -> bool:
         return "laid_requests_total{" + f'route="{CHAT}",status="200"}} 1.0' in (await gateway.get("/metrics")).text
 
-    await eventually(is_counted, seconds=5)
+    await eventually(is_counted)
     assert await metric(gateway, "laid_errors_total", reason="client_left") == 0
     assert await metric(gateway, "laid_request_seconds_count", model="tiny") == 1
 
@@ -235,17 +236,14 @@ async def test_a_client_that_leaves_cancels_the_request(
     cued_engine.answer = answer
     gateway = await start_gateway()
     leaving = asyncio.create_task(gateway.post(CHAT, json=chat(stream=stream)))
-    await asyncio.wait_for(arrived.wait(), 5)
+    await asyncio.wait_for(arrived.wait(), PATIENCE_SECONDS)
     leaving.cancel()
-    started = time.perf_counter()
-    await asyncio.wait_for(cancelled.wait(), 1)
-
-    assert time.perf_counter() - started < 1
+    await asyncio.wait_for(cancelled.wait(), PATIENCE_SECONDS)
 
     async def is_counted() -> bool:
         return await metric(gateway, "laid_errors_total", reason="client_left") == 1
 
-    await eventually(is_counted, 1)
+    await eventually(is_counted)
     assert await metric(gateway, "laid_requests_in_flight", model="tiny") == 0
 
 
@@ -270,7 +268,7 @@ async def test_a_client_that_leaves_in_mid_stream_cancels_the_request(
         await anext(response.aiter_raw())
 
     # The engine is silent at this moment: nothing but the disconnect itself can tell the gateway.
-    await asyncio.wait_for(cancelled.wait(), 1)
+    await asyncio.wait_for(cancelled.wait(), PATIENCE_SECONDS)
 
 
 async def test_an_engine_that_is_down_is_503_with_a_time_to_retry(

@@ -85,7 +85,7 @@ async def test_what_cannot_work_ends_at_once_with_the_reason(
     known = {"checkpoint": checkpoint_path, "taken": taken, "free": free_port, "engine": cued_engine.url}
 
     with laid_serve(*(argument.format(**known) for argument in arguments)) as process:
-        _, errors = await asyncio.to_thread(process.communicate, timeout=20)
+        _, errors = await asyncio.to_thread(process.communicate, timeout=120)
 
     assert process.returncode == status
     assert words in errors
@@ -110,11 +110,11 @@ async def test_an_engine_that_dies_is_reported_with_its_last_words(tmp_path: Pat
     engine = start(tmp_path, "import sys; sys.exit('out of memory')")
 
     with pytest.raises(EngineError, match=r"(?s)ended with status 1.*out of memory"):
-        await engine.wait_until_ready(timeout_seconds=10)
+        await engine.wait_until_ready(timeout_seconds=60)
 
 
 async def test_waiting_for_an_engine_has_an_end(tmp_path: Path) -> None:
-    engine = start(tmp_path, "import time; time.sleep(60)")
+    engine = start(tmp_path, "import time; time.sleep(600)")
     try:
         with pytest.raises(EngineError, match=r"not ready after 0\.5 s"):
             await engine.wait_until_ready(timeout_seconds=0.5)
@@ -122,16 +122,16 @@ async def test_waiting_for_an_engine_has_an_end(tmp_path: Path) -> None:
         engine.stop()
 
 
-FAMILY = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', '{child}']); time.sleep(60)"
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+FAMILY = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', '{child}']); time.sleep(600)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
 def group_is_gone(group: int) -> bool:
     return subprocess.run(["pgrep", "-g", str(group)], stdout=subprocess.DEVNULL, check=False).returncode == 1
 
 
-def wait_for(condition: Any, seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -151,9 +151,9 @@ def test_the_engine_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
 import os, time
 from pathlib import Path
 from server.engine import Engine
-engine = Engine(["sleep", "60"], dict(os.environ), port=1, log_path=Path({str(tmp_path / "log")!r}))
+engine = Engine(["sleep", "600"], dict(os.environ), port=1, log_path=Path({str(tmp_path / "log")!r}))
 print(engine.pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
