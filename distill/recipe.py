@@ -25,7 +25,7 @@ class TeacherConfig(ModelConfig):
     """The model to learn from, live or recorded."""
 
     recording: str | None = None
-    """A folder that `distill record` made: the signals come from there, and the teacher's weights are not loaded."""
+    """A folder that `distill record` made: the signals come from there, and the teacher need not be on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)

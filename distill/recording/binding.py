@@ -19,20 +19,30 @@ from distill.recording.manifest import Manifest, differences
 _UNBOUND_DATA = ("images", "on_bad_sample")
 _PATHS = ("path", "image_folder", "coco_folder")
 _MAX_HASHED_BYTES = 2**30
+_GLIMPSE_BYTES = 2**20
 
 _ORDER = ("data.seed", "data.tokens_per_step", "data.max_samples_per_step")
 """Settings that only decide which samples meet in which step."""
 
 
 def bind_teacher(config: ModelConfig) -> dict[str, Any]:
-    """Path, dtype and digests of a teacher; the digests are None if its folder is not here, or for a Hub name."""
+    """`glimpse_teacher`, and the digest of all its weights: for recording, which reads them anyway."""
+    return {**glimpse_teacher(config), "weights_sha256": weights_sha256(Path(resolve_path(config.path)))}
+
+
+def glimpse_teacher(config: ModelConfig) -> dict[str, Any]:
+    """What tells one teacher from another without reading its weights.
+
+    `config_sha256` and `weights`, a digest for each file of weights, are None where there are no such files: the
+    folder is not here any more, or the path is a Hub name.
+    """
     folder = Path(resolve_path(config.path))
     configuration = folder / "config.json"
     return {
         "path": config.path,
         "dtype": config.dtype,
-        "weights_sha256": weights_sha256(folder),
         "config_sha256": file_sha256(configuration) if configuration.exists() else None,
+        "weights": {path.name: _glimpse(path) for path in sorted(folder.glob("*.safetensors"))} or None,
     }
 
 
@@ -76,8 +86,8 @@ def training_differences(
 
 
 def _teacher_differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Weights are compared where they are; elsewhere their path has to do."""
-    names = [name for name in ("weights_sha256", "config_sha256") if recorded[name] and now[name]] or ["path"]
+    """Files are compared where they are; elsewhere their path has to do."""
+    names = [name for name in ("config_sha256", "weights") if recorded[name] and now[name]] or ["path"]
     compared = ["dtype", *names]
     return differences({name: recorded[name] for name in compared}, {name: now[name] for name in compared}, "teacher")
 
@@ -113,6 +123,17 @@ def _bound_pattern(pattern: str) -> str:
     """Names and sizes of the files: too large to hash before each training."""
     files = [f"{Path(path).name} {Path(path).stat().st_size}" for path in sorted(glob.glob(pattern))]  # noqa: PTH207
     return f"{len(files)} files, sha256 of names and sizes:{_sha256(json.dumps(files))}"
+
+
+def _glimpse(path: Path) -> str:
+    """Size of a safetensors file, and a digest of its header and of the first and last MiB of its tensors."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        digest = hashlib.sha256(file.read(header_bytes + _GLIMPSE_BYTES))
+        file.seek(max(0, size - _GLIMPSE_BYTES))
+        digest.update(file.read())
+    return f"{size} bytes, sha256 of header and ends:{digest.hexdigest()}"
 
 
 def _sha256(text: str) -> str:

@@ -14,7 +14,7 @@ from distill.signals import AttentionShape
 MANIFEST_FILE = "manifest.json"
 SignalDtype = Literal["float32", "bfloat16"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)

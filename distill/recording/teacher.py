@@ -8,7 +8,7 @@ import torch
 
 from distill.data.batch import Batch
 from distill.recipe import LossConfig, Recipe
-from distill.recording.binding import bind_data, bind_processor, bind_teacher, training_differences
+from distill.recording.binding import bind_data, bind_processor, glimpse_teacher, training_differences
 from distill.recording.content import sample_contents
 from distill.recording.manifest import Manifest
 from distill.recording.needs import needed_layers
@@ -63,7 +63,7 @@ def open_recorded_teacher(recipe: Recipe, processor: Any) -> RecordedTeacher:
     phrases = [
         *training_differences(
             manifest,
-            teacher=bind_teacher(recipe.teacher),
+            teacher=glimpse_teacher(recipe.teacher),
             processor=bind_processor(processor),
             data=bind_data(recipe.data, recipe.train.seed),
         ),

@@ -133,8 +133,8 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path: Path) 
 
 def test_a_manifest_of_another_format_is_refused(recorded: Path) -> None:
     path = recorded / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-    with pytest.raises(ValueError, match="format: 2, expected 1; record again"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
+    with pytest.raises(ValueError, match="format: 1, expected 2; record again"):
         read_manifest(recorded)
     with pytest.raises(ValueError, match="expected a folder that `distill record` made"):
         read_manifest(recorded.parent)
