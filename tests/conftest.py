@@ -33,8 +33,6 @@ class Served:
     model: str
     output: str
     """What it printed until it was ready."""
-    seconds: float
-    """From the start to ready."""
 
     @property
     def root_url(self) -> str:
@@ -50,7 +48,6 @@ def make_serve() -> Callable[..., contextlib.AbstractContextManager[Served]]:
 @contextlib.contextmanager
 def _make_serve(*variables: str, limit_seconds: float = 900) -> Iterator[Served]:
     command = ["make", "--no-print-directory", "serve", f"PORT={_free_port()}", *variables]
-    started = time.monotonic()
     # A session of its own stands for a terminal: Ctrl-C reaches every process in it.
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -59,7 +56,7 @@ def _make_serve(*variables: str, limit_seconds: float = 900) -> Iterator[Served]
             output = _read_until_ready(process, limit_seconds)
             found = re.search(r"Base URL: (\S+)   model: (\S+)", output)
             assert found, output
-            yield Served(base_url=found[1], model=found[2], output=output, seconds=time.monotonic() - started)
+            yield Served(base_url=found[1], model=found[2], output=output)
             family = psutil.Process(process.pid).children(recursive=True)
             os.killpg(process.pid, signal.SIGINT)
             process.wait(timeout=60)

@@ -147,7 +147,6 @@ def test_what_make_serve_printed_works(served, tmp_path):
 def test_the_student_beats_the_base_student_at_50_images_through_the_gateway(served, make_serve, tmp_path):
     student = measure(served, tmp_path / "student")
     with make_serve("MODEL=distill/miniature/checkpoints/base") as base_served:
-        assert base_served.seconds < 90
         base = measure(base_served, tmp_path / "base")
     assert student["low"] > base["high"], (student, base)
 

@@ -14,7 +14,7 @@ from rope_gain import wheel_guard
 
 NUM_KILLS = 5
 NUM_STEPS = 40
-_MAX_SECONDS = 0.1
+_MOST_STEPS_BETWEEN = 4
 _POLL_SECONDS = 0.001
 
 
@@ -34,11 +34,13 @@ def record(arguments: list[str]) -> int:
 
 
 def kill_at_random(child: int, folder: Path, rng: random.Random) -> int | None:
-    """Kills the child shortly after it recorded a step; returns the number of recorded steps, None if it was done."""
-    before = _num_bytes(folder)
-    while _num_bytes(folder) <= before:
+    """Kills the child when it has recorded some more steps, wherever it is then; returns how many steps there are, None
+    if the child had ended before."""
+    enough = _num_steps(folder) + rng.randint(1, _MOST_STEPS_BETWEEN)
+    while _num_steps(folder) < enough:
+        if os.waitpid(child, os.WNOHANG) != (0, 0):
+            return None
         time.sleep(_POLL_SECONDS)
-    time.sleep(rng.uniform(0, _MAX_SECONDS))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return len(read_index(folder)) if os.WIFSIGNALED(status) else None
@@ -59,9 +61,9 @@ def main() -> None:
     print(json.dumps(kills))
 
 
-def _num_bytes(folder: Path) -> int:
+def _num_steps(folder: Path) -> int:
     path = folder / INDEX_FILE
-    return path.stat().st_size if path.exists() else -1
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 if __name__ == "__main__":

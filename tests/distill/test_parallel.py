@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,22 +114,33 @@ def test_adapters_on_layers_that_do_not_exist_are_refused(
     assert "qkv_proj" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wait_lines", [1, 4])
+# `distill train`, killed by SIGKILL, which nobody can prepare for, when its log has so many lines.
+KILLED = """
+import os, signal, sys
+from distill.cli import main
+from distill.runlog import RunLog
+
+def add(log, entry, add=RunLog.add):
+    add(log, entry)
+    if len(log.entries()) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RunLog.add = add
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("num_lines", [1, 4])
 def test_a_run_killed_at_once_resumes_bit_for_bit(
-    write_recipe: Callable[[Path], Path], tmp_path: Path, whole: Any, wait_lines: int
+    write_recipe: Callable[[Path], Path], tmp_path: Path, whole: Any, num_lines: int
 ) -> None:
-    """SIGKILL, which nobody can prepare for, as soon as the log has so many lines."""
-    command = [sys.executable, "-m", "distill", "train", str(write_recipe(tmp_path))]
-    log = tmp_path / "run" / "log.jsonl"
-    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
-        while not log.exists() or log.read_text().count("\n") < wait_lines:
-            assert process.poll() is None, process.stderr
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+    arguments = ["train", str(write_recipe(tmp_path))]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(num_lines), *arguments], capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "run" / "student").exists()
-    assert main([*command[3:], "--resume"]) == 0
+    assert main([*arguments, "--resume"]) == 0
     resumed_log, weights = read_run(tmp_path / "run")
     assert [entry["losses"] for entry in resumed_log] == [entry["losses"] for entry in whole[0]]
     assert all(torch.equal(weights[name], tensor) for name, tensor in whole[1].items())
