@@ -59,8 +59,8 @@ def _make_serve(*variables: str, limit_seconds: float = 900) -> Iterator[Served]
             yield Served(base_url=found[1], model=found[2], output=output)
             family = psutil.Process(process.pid).children(recursive=True)
             os.killpg(process.pid, signal.SIGINT)
-            process.wait(timeout=60)
-            _, alive = psutil.wait_procs(family, timeout=10)
+            process.wait(timeout=120)
+            _, alive = psutil.wait_procs(family, timeout=60)
             assert not alive, f"left behind: {alive}"
         finally:
             with contextlib.suppress(ProcessLookupError):

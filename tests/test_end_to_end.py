@@ -134,11 +134,11 @@ def window_in_tokens(folder):
 
 def test_what_make_serve_printed_works(served, tmp_path):
     curl = shlex.split(re.search(r"^curl .*$", served.output, re.MULTILINE)[0])
-    body = subprocess.run(curl, capture_output=True, text=True, timeout=60, check=True).stdout
+    body = subprocess.run(curl, capture_output=True, text=True, timeout=300, check=True).stdout
     program = re.search(r"^from base64 .*?^print\(answer.usage\)$", served.output, re.DOTALL | re.MULTILINE)[0]
     snippet = tmp_path / "snippet.py"
     snippet.write_text(program)
-    printed = subprocess.run([sys.executable, snippet], capture_output=True, text=True, timeout=60, check=True).stdout
+    printed = subprocess.run([sys.executable, snippet], capture_output=True, text=True, timeout=300, check=True).stdout
     answer = json.loads(body)["choices"][0]["message"]["content"]
     assert answer in printed.splitlines()[0]
     assert answer == Path(server.__file__).with_name("examples").joinpath("answer.txt").read_text().strip()

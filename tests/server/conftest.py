@@ -209,7 +209,7 @@ async def start_gateway(
         async def start(**changes: Any) -> httpx.AsyncClient:
             settings = make_settings(**({"upstream": cued_engine.url} | changes))
             url = await stack.enter_async_context(_serving(create_app(settings)))
-            return await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
+            return await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=120))
 
         yield start
 
@@ -252,7 +252,7 @@ def served(checkpoint_path: Path) -> Iterator[Served]:
             yield Served(url[1], engine_url, process.pid, output, time.monotonic() - started)
         finally:
             process.send_signal(signal.SIGINT)
-            status = process.wait(30)
+            status = process.wait(120)
         assert status == 0
         assert subprocess.run(["pgrep", "-g", str(engine_pid)], check=False).returncode == 1, "an orphan is left"
 

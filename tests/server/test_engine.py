@@ -22,13 +22,13 @@ TEXTS = ("", "hello", "What else is there?\n", "ü漢字🎉", "  spaces  ", "e\
 
 @pytest.fixture
 def client(served: Any) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with openai.OpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0, timeout=120) as client:
         yield client
 
 
 @pytest.fixture
 def http(served: Any) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, timeout=60) as client:
+    with httpx.Client(base_url=served.url, timeout=120) as client:
         yield client
 
 

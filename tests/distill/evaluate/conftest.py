@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.in_flight += 1
             self.server.most_in_flight = max(self.server.most_in_flight, self.server.in_flight)
         if self.server.meeting:
-            self.server.meeting.wait(timeout=20)
+            self.server.meeting.wait(timeout=60)
         completion = self.server.complete(request)
         with self.server.lock:
             self.server.in_flight -= 1
