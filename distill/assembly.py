@@ -16,6 +16,7 @@ from distill.data.bad_samples import Tally
 from distill.data.collate import Collator
 from distill.data.sample import Sample, Source
 from distill.distiller import Distiller
+from distill.families import find_family
 from distill.inputs import check_same_inputs, check_same_vocabulary
 from distill.loading import load_model, load_processor, load_window, make_source
 from distill.model import SignalModel, Teacher
@@ -59,7 +60,7 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
     model = _student_model(recipe, device)
     adapted = None if recipe.lora is None else add_adapters(model, recipe.lora)
     processor = load_processor(recipe.student)
-    collate = Collator(processor, model.base_model.get_rope_index)
+    collate = Collator(processor, find_family(model).rope_index(model))
     source = make_source(
         recipe.data,
         seed=recipe.train.seed,
@@ -155,7 +156,7 @@ def _student_model(recipe: Recipe, device: torch.device) -> "PreTrainedModel":
     if recipe.gain is not None:
         rope_gain.attach(model, recipe.gain)
     if recipe.train.freeze_vision:
-        model.base_model.visual.requires_grad_(False)
+        find_family(model).freeze_vision(model)
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
@@ -167,5 +168,5 @@ def _compare_inputs(recipe: Recipe, source: Source, collate: Collator, teacher: 
     teacher_processor = load_processor(recipe.teacher)
     check_same_vocabulary(processor.tokenizer, teacher_processor.tokenizer)
     samples = source.samples(0)
-    teacher_collate = Collator(teacher_processor, teacher.model.base_model.get_rope_index)
+    teacher_collate = Collator(teacher_processor, find_family(teacher.model).rope_index(teacher.model))
     check_same_inputs(collate(samples), teacher_collate(samples))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from distill.cache import ByteCache
 from distill.data.patches import Patches
+from distill.families import find_family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,13 +24,14 @@ class ImageFeatures:
 
     def __init__(self, model: "PreTrainedModel", *, is_frozen: bool, capacity_bytes: int) -> None:
         self._model = model
+        self._family = find_family(model)
         self._is_frozen = is_frozen
         self._cache: ByteCache[bytes, Tensor] = ByteCache(capacity_bytes)
 
     def __call__(self, images: Sequence[Patches]) -> list[Tensor]:
         """Features [levels, image tokens, hidden size] of each image, in order, on the model's device.
 
-        Level 0 is what takes the image tokens' places; the others, which Qwen3-VL has, are added in deeper layers.
+        Levels are those of `Family.encode`.
         """
         distinct = {image.key: image for image in images}
         if not self._is_frozen:
@@ -46,9 +48,4 @@ class ImageFeatures:
     def _encode(self, images: dict[bytes, Patches]) -> dict[bytes, Tensor]:
         if not images:
             return {}
-        pixel_values = torch.cat([image.pixel_values_PC for image in images.values()]).to(self._model.device)
-        grids = torch.stack([image.grid_3 for image in images.values()]).to(self._model.device)
-        encoded = self._model.get_image_features(pixel_values, grids)
-        levels = [encoded.pooler_output, *(getattr(encoded, "deepstack_features", None) or ())]
-        # Stacked, so copied: a view would keep the whole batch in memory for as long as one image is cached.
-        return {key: torch.stack(of_image) for key, *of_image in zip(images, *levels, strict=True)}
+        return dict(zip(images, self._family.encode(self._model, list(images.values())), strict=True))

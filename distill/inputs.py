@@ -11,7 +11,7 @@ def check_same_inputs(student: Batch, teacher: Batch) -> None:
     """Makes sure that the teacher sees what the student sees; afterwards both are given the same tensors.
 
     Raises:
-        ValueError: token ids, numbers of images, grids or M-RoPE positions differ; the message names the sample.
+        ValueError: token ids, numbers of images, grids or positions differ; the message names the sample.
     """
     if len(student.images) != len(teacher.images):
         raise ValueError(f"inputs: {len(student.images)} images for the student, {len(teacher.images)} for the teacher")
@@ -39,7 +39,7 @@ def check_same_inputs(student: Batch, teacher: Batch) -> None:
             )
     if not torch.equal(student.position_ids_3BT, teacher.position_ids_3BT):
         differs_B = (student.position_ids_3BT != teacher.position_ids_3BT).any(dim=2).any(dim=0)
-        raise ValueError(f"inputs: {student.names[int(differs_B.int().argmax())]}: the M-RoPE positions differ")
+        raise ValueError(f"inputs: {student.names[int(differs_B.int().argmax())]}: the positions differ")
 
 
 def check_same_vocabulary(student: Any, teacher: Any) -> None:

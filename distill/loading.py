@@ -17,19 +17,12 @@ from distill.data.records import Records
 from distill.data.sample import CountTokens, Source
 from distill.data.visual_haystacks import VisualHaystacksRecords
 from distill.data.webdataset import WebDatasetRecords
+from distill.families import find_family
 from distill.miniature import checkpoint_path
 from distill.recipe import DataConfig, ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-FAMILIES = (
-    "Qwen2VLForConditionalGeneration",
-    "Qwen2_5_VLForConditionalGeneration",
-    "Qwen3VLForConditionalGeneration",
-)
-"""Architectures that can be teachers and students."""
 
 
 def resolve_path(path: str) -> str:
@@ -51,9 +44,10 @@ def load_model(config: ModelConfig, device: torch.device) -> "PreTrainedModel":
     path = resolve_path(config.path)
     load = rope_gain.load_pretrained if Path(path).is_dir() else AutoModelForImageTextToText.from_pretrained
     model: PreTrainedModel = load(path, dtype=getattr(torch, config.dtype))
-    architecture = type(model).__name__.removeprefix("LAid")
-    if architecture not in FAMILIES:
-        raise ValueError(f"{path}: got {architecture}, expected one that can be distilled: {', '.join(FAMILIES)}")
+    try:
+        find_family(model)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return model.to(device)
 
 

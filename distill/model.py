@@ -4,11 +4,10 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from distill.capture import QueryKeyRecorder, enable_capture
 from distill.data.batch import Batch
+from distill.families import find_family
 from distill.features import ImageFeatures
 from distill.signals import AttentionShape, Signals
 
@@ -28,11 +27,12 @@ def attention_shape(config: "PreTrainedConfig") -> AttentionShape:
 
 
 class SignalModel:
-    """A Qwen-VL model with its cache of image features."""
+    """A vision-language model with its cache of image features."""
 
     def __init__(self, model: "PreTrainedModel", *, freeze_vision: bool, feature_cache_bytes: int) -> None:
         enable_capture(model)
         self.model = model
+        self._family = find_family(model)
         self._features = ImageFeatures(model, is_frozen=freeze_vision, capacity_bytes=feature_cache_bytes)
 
     @property
@@ -48,22 +48,16 @@ class SignalModel:
         """
         recorder = QueryKeyRecorder(layers)
         features = self._features(batch.images)
-        vision = {"image": _vision_output(features)} if features else None
+        vision = {"image": self._family.vision_output(features)} if features else None
         output = self.model.base_model(
             input_ids=batch.input_ids_BT,
-            position_ids=batch.position_ids_3BT,
+            position_ids=self._family.decoder_positions(batch.position_ids_3BT),
             mm_encoder_outputs=vision,
             use_cache=False,
             qk_recorder=recorder,
         )
         logits_NV = self.model.get_output_embeddings()(output.last_hidden_state[batch.answer_BT])
         return Signals(logits_NV=logits_NV, layers=recorder.layers)
-
-
-def _vision_output(features: list[Tensor]) -> BaseModelOutputWithDeepstackFeatures:
-    """As `get_image_features` returns it: by level, and there by image."""
-    levels = [tuple(level) for level in zip(*(of_image.unbind() for of_image in features), strict=True)]
-    return BaseModelOutputWithDeepstackFeatures(pooler_output=levels[0], deepstack_features=levels[1:])
 
 
 class Teacher(SignalModel):

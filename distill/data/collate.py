@@ -1,6 +1,7 @@
 """Turns samples into a batch with the model's own processor and position ids."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ from distill.data.bad_samples import BadSampleError
 from distill.data.batch import Batch
 from distill.data.patches import Patches, PatchMaker
 from distill.data.sample import Sample
-
-RopeIndex = Callable[..., tuple[Tensor, Tensor]]
+from distill.families import processor_family
+from distill.families.family import RopeIndex
 
 _PATCH_CACHE_BYTES = 256 * 2**20
 _POSITION_CACHE_BYTES = 32 * 2**20
@@ -39,10 +40,16 @@ class Collator:
     """
 
     def __init__(self, processor: Any, rope_index: RopeIndex) -> None:
-        """Takes a Qwen-VL processor and the `get_rope_index` of the model that the batches are for."""
+        """Takes a processor and the `rope_index` of the family of the model that the batches are for.
+
+        Raises:
+            ValueError: the processor is of a family that cannot be distilled.
+        """
         self._processor = processor
         self._rope_index = rope_index
-        self._make_patches = PatchMaker(processor, _PATCH_CACHE_BYTES)
+        self._make_patches = PatchMaker(
+            functools.partial(processor_family(processor).preprocess, processor), _PATCH_CACHE_BYTES
+        )
         self._positions: ByteCache[tuple[bytes, bytes], Tensor] = ByteCache(_POSITION_CACHE_BYTES)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
@@ -116,7 +123,7 @@ class Collator:
         return ids
 
     def _position_ids(self, sample: EncodedSample) -> Tensor:
-        """M-RoPE positions [3, T]; the model's own loop over images is slow, and many samples share their layout."""
+        """Positions [3, T]; the model's own loop over images is slow, and many samples share their layout."""
         grids = torch.stack([each.grid_3 for each in sample.images]) if sample.images else None
         key = (sample.token_types_T.numpy().tobytes(), b"" if grids is None else grids.numpy().tobytes())
         positions_3T = self._positions.get(key)

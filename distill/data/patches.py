@@ -1,9 +1,8 @@
 """Images as a vision tower takes them, each distinct image preprocessed once."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -17,19 +16,23 @@ class Patches:
 
     key: bytes
     """Digest of the image's content: equal images have equal keys."""
-    pixel_values_PC: Tensor
-    """Patches by channels, in the layout of the Qwen-VL image processors."""
+    pixel_values: Tensor
+    """Patches or tiles by their values, in the layout of the family's image processor."""
     grid_3: Tensor
-    """Time, height and width in patches."""
+    """Time, height and width in patches; of tiles their number, and height and width in pixels."""
     placeholder: str
     """The image's tokens as text: what stands for it in the prompt."""
 
 
-class PatchMaker:
-    """Runs a processor's image part on the images that it has not seen lately."""
+Preprocess = Callable[[Mapping[bytes, Image.Image]], list[Patches]]
+"""Runs a processor's image part on at least one image, each under its key, in their order."""
 
-    def __init__(self, processor: Any, capacity_bytes: int) -> None:
-        self._processor = processor
+
+class PatchMaker:
+    """Preprocesses the images that it has not seen lately."""
+
+    def __init__(self, preprocess: Preprocess, capacity_bytes: int) -> None:
+        self._preprocess = preprocess
         self._cache: ByteCache[bytes, Patches] = ByteCache(capacity_bytes)
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Patches]:
@@ -37,27 +40,10 @@ class PatchMaker:
         keys = [_content_key(image) for image in images]
         found = {key: patches for key in set(keys) if (patches := self._cache.get(key)) is not None}
         missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
-        for patches in self._process(missing):
+        for patches in self._preprocess(missing) if missing else ():
             found[patches.key] = patches
-            self._cache.put(patches.key, patches, patches.pixel_values_PC.nbytes)
+            self._cache.put(patches.key, patches, patches.pixel_values.nbytes)
         return [found[key] for key in keys]
-
-    def _process(self, images: dict[bytes, Image.Image]) -> list[Patches]:
-        if not images:
-            return []
-        processed = self._processor.image_processor(images=list(images.values()), return_tensors="pt")
-        grids = processed["image_grid_thw"]
-        pixels = processed["pixel_values"].split(grids.prod(dim=1).tolist())
-        # Copies: a view would keep the whole batch in memory for as long as one image is cached.
-        return [
-            Patches(
-                key=key,
-                pixel_values_PC=pixels_PC.clone(),
-                grid_3=grid,
-                placeholder=self._processor.replace_image_token(processed, index),
-            )
-            for index, (key, pixels_PC, grid) in enumerate(zip(images, pixels, grids, strict=True))
-        ]
 
 
 def _content_key(image: Image.Image) -> bytes:

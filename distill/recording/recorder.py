@@ -14,6 +14,7 @@ from distill.data.bad_samples import Tally
 from distill.data.batch import Batch
 from distill.data.collate import Collator
 from distill.data.sample import Sample
+from distill.families import find_family
 from distill.inputs import check_same_inputs
 from distill.interrupt import StopRequest
 from distill.loading import choose_device, load_model, load_processor, load_window, make_source, resolve_path
@@ -55,7 +56,7 @@ class Recorder:
         self._teacher = Teacher(model, feature_cache_bytes=recipe.train.feature_cache_mib * 2**20)
         processor = load_processor(recipe.student)
         # The student's processor, as in training: there the teacher is given the student's tensors.
-        self._collate = Collator(processor, model.base_model.get_rope_index)
+        self._collate = Collator(processor, find_family(model).rope_index(model))
         self._tally = Tally()
         self._source = make_source(
             recipe.data,
@@ -138,7 +139,8 @@ class Recorder:
 
     def _compare_inputs(self, teacher: ModelConfig) -> None:
         samples: Sequence[Sample] = self._source.samples(0)
-        teacher_collate = Collator(load_processor(teacher), self._teacher.model.base_model.get_rope_index)
+        model = self._teacher.model
+        teacher_collate = Collator(load_processor(teacher), find_family(model).rope_index(model))
         check_same_inputs(self._collate(samples), teacher_collate(samples))
 
     def _check_objective(self, processor: Any) -> None:

@@ -54,7 +54,7 @@ def test_lost_image_tokens_are_noticed(batch: Batch) -> None:
 def test_other_positions_are_noticed(batch: Batch) -> None:
     changed = batch.position_ids_3BT.clone()
     changed[2, 1, 5] += 1
-    with pytest.raises(ValueError, match=f"{batch.names[1]}: the M-RoPE positions differ"):
+    with pytest.raises(ValueError, match=f"{batch.names[1]}: the positions differ"):
         check_same_inputs(batch, dataclasses.replace(batch, position_ids_3BT=changed))
 
 

@@ -8,10 +8,10 @@ from PIL import Image
 import rope_gain
 from distill.data.collate import Collator
 from distill.data.sample import Sample
-from distill.loading import FAMILIES
+from distill.families import ARCHITECTURES, find_family
 from distill.miniature.items import make_item
 from distill.model import SignalModel, Teacher
-from rope_gain.families import find_family
+from rope_gain.families import find_family as find_gain_family
 from tests.rope_gain.models import build_tiny
 
 
@@ -52,12 +52,12 @@ def test_answer_logits_equal_the_stock_way(model_folders: dict[str, Path], proce
     assert batch.answer_ids.tolist() == [token for answer in answers for token in answer]
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_family_s_signals_equal_the_stock_way(architecture: str) -> None:
-    model, processor = build_tiny(find_family(architecture))
+    model, processor = build_tiny(find_gain_family(architecture))
     samples = [sample(3), sample(1, size=(64, 96)), sample(4)]
     expected = torch.cat([stock_logits(model, processor, each) for each in samples])
-    batch = Collator(processor, model.base_model.get_rope_index)(samples)
+    batch = Collator(processor, find_family(model).rope_index(model))(samples)
     signals = SignalModel(model, freeze_vision=True, feature_cache_bytes=2**20)
     for _ in range(2):
         found = signals.signals(batch, [0, 1])

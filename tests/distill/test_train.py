@@ -111,12 +111,13 @@ def test_a_tracker_that_is_not_installed_is_refused(
 def test_a_family_that_cannot_be_distilled_is_refused(
     recipe_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, processor = build_tiny(find_family("InternVLForConditionalGeneration"))
-    model.save_pretrained(tmp_path / "internvl")
-    processor.save_pretrained(tmp_path / "internvl")
-    assert main(["train", str(recipe_path), f"student.path={tmp_path / 'internvl'}"]) == 1
+    model, processor = build_tiny(find_family("LlavaOnevisionForConditionalGeneration"))
+    model.save_pretrained(tmp_path / "llava")
+    processor.save_pretrained(tmp_path / "llava")
+    assert main(["train", str(recipe_path), f"student.path={tmp_path / 'llava'}"]) == 1
     message = capsys.readouterr().err
-    assert "got InternVLForConditionalGeneration, expected one that can be distilled: Qwen2VL" in message
+    assert "llava: got LlavaOnevisionForConditionalGeneration, expected one that can be distilled: Qwen2VL" in message
+    assert "InternVLForConditionalGeneration" in message
 
 
 def test_the_exported_model_is_the_trained_one(recipe_path: Path, tmp_path: Path, processor: Any) -> None:

@@ -50,7 +50,7 @@ def test_ids_patches_and_positions_equal_the_processors_and_the_models(
     )
     assert torch.equal(batch.input_ids_BT, expected["input_ids"])
     assert torch.equal(batch.is_token_BT.long(), expected["attention_mask"])
-    assert torch.equal(torch.cat([each.pixel_values_PC for each in batch.images]), expected["pixel_values"])
+    assert torch.equal(torch.cat([each.pixel_values for each in batch.images]), expected["pixel_values"])
     assert torch.equal(torch.stack([each.grid_3 for each in batch.images]), expected["image_grid_thw"])
     positions_3BT, _ = model.base_model.get_rope_index(
         expected["input_ids"],
