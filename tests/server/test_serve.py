@@ -51,7 +51,7 @@ async def test_serves_before_a_running_engine_until_told_to_stop(
             assert (await client.get("/ready")).status_code == 200
         process.send_signal(number)
 
-        assert await asyncio.to_thread(process.wait, 10) == 0
+        assert await asyncio.to_thread(process.wait, 120) == 0
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
