@@ -18,7 +18,7 @@ from distill.data.sample import Sample, Source
 from distill.distiller import Distiller
 from distill.families import find_family
 from distill.inputs import check_same_inputs, check_same_vocabulary
-from distill.loading import load_model, load_processor, load_window, make_source
+from distill.loading import choose_teacher_device, load_model, load_processor, load_window, make_source
 from distill.model import SignalModel, Teacher
 from distill.objective import Objective
 from distill.recipe import Recipe, TrainConfig
@@ -75,7 +75,8 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
         # Compares the first step's inputs with what the recorded teacher was given, as every later step will.
         teacher.signals(collate(source.samples(0)), layers=())
     elif recipe.teacher is not None:
-        teacher = Teacher(load_model(recipe.teacher, device), feature_cache_bytes=cache_bytes)
+        place = choose_teacher_device(recipe.teacher, device, num_processes=accelerator.num_processes)
+        teacher = Teacher(load_model(recipe.teacher, place), feature_cache_bytes=cache_bytes)
         _compare_inputs(recipe, source, collate, teacher, processor)
     objective = Objective(
         recipe.loss,

@@ -19,7 +19,8 @@ from distill.data.visual_haystacks import VisualHaystacksRecords
 from distill.data.webdataset import WebDatasetRecords
 from distill.families import find_family
 from distill.miniature import checkpoint_path
-from distill.recipe import DataConfig, ModelConfig, TrainConfig
+from distill.quantization import quantization_config
+from distill.recipe import DataConfig, ModelConfig, TeacherConfig, TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,16 +40,21 @@ def load_model(config: ModelConfig, device: torch.device) -> "PreTrainedModel":
     """Loads a checkpoint folder, stock or with gains, or a stock model by its Hub name; in evaluation mode.
 
     Raises:
-        ValueError: the model is of a family that cannot be distilled.
+        ValueError: the model is of a family that cannot be distilled, or a teacher's quantization is not installed.
     """
     path = resolve_path(config.path)
     load = rope_gain.load_pretrained if Path(path).is_dir() else AutoModelForImageTextToText.from_pretrained
-    model: PreTrainedModel = load(path, dtype=getattr(torch, config.dtype))
+    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}
+    if isinstance(config, TeacherConfig) and config.quantization is not None:
+        options["quantization_config"] = quantization_config(config.quantization, options["dtype"])
+        # Quantised as they are read: bitsandbytes' weights cannot be moved afterwards, and never is all of it there.
+        options["device_map"] = {"": device}
+    model: PreTrainedModel = load(path, **options)
     try:
         find_family(model)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return model.to(device)
+    return model if "device_map" in options else model.to(device)
 
 
 def load_processor(config: ModelConfig) -> Any:
@@ -111,3 +117,24 @@ def choose_device(config: TrainConfig) -> torch.device:
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(config.device)
+
+
+def choose_teacher_device(config: TeacherConfig, student: torch.device, *, num_processes: int = 1) -> torch.device:
+    """The device of a live teacher; by default the student's.
+
+    Raises:
+        ValueError: there is no such device here, or it is one GPU for the teachers of several processes.
+    """
+    if config.device is None:
+        return student
+    known = ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
+    known += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if config.device not in known:
+        raise ValueError(f"teacher.device: {config.device!r}, expected one that is here: {', '.join(known)}")
+    device = torch.device(config.device)
+    if device.index is not None and num_processes > 1:
+        raise ValueError(
+            f"teacher.device: {config.device!r} with {num_processes} processes, each of which has a teacher of its "
+            "own; expected 'cuda' (each process's own GPU), 'cpu' or null"
+        )
+    return device

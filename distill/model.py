@@ -1,6 +1,7 @@
 """A loaded vision-language model as the trainer uses it: one forward pass in, signals out."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,5 +71,11 @@ class Teacher(SignalModel):
 
     @torch.no_grad()
     def signals(self, batch: Batch, layers: Collection[int]) -> Signals:
-        """As `SignalModel.signals`."""
-        return super().signals(batch, layers)
+        """As `SignalModel.signals`, on the batch's device, wherever the teacher itself is."""
+        device = batch.input_ids_BT.device
+        found = super().signals(batch.to(self.model.device), layers)
+        moved = {
+            layer: replace(each, q_BHTD=each.q_BHTD.to(device), k_BKTD=each.k_BKTD.to(device))
+            for layer, each in found.layers.items()
+        }
+        return replace(found, logits_NV=found.logits_NV.to(device), layers=moved)

@@ -9,6 +9,8 @@ from distill.schedule import GammaSchedule
 from rope_gain import RopeGainConfig
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
+Quantization = Literal["bitsandbytes_4bit", "bitsandbytes_8bit", "torchao_int8", "torchao_float8"]
+AttentionKind = Literal["sdpa", "flash_attention_2", "flex_attention"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,12 @@ class ModelConfig:
 class TeacherConfig(ModelConfig):
     """The model to learn from, live or recorded."""
 
+    quantization: Quantization | None = None
+    """Keeps its linear layers but the head in fewer bits: NF4 with double quantization, LLM.int8(), or int8 or float8
+    weights alone. Needs the package that it is named after. The student's weights are never quantised."""
+    device: str | None = None
+    """Where a live teacher runs: `cpu`, `cuda`, `cuda:1`; by default where the student is, which its signals are moved
+    to. Each process has a teacher of its own, so with several of them a number is refused: all would share one GPU."""
     recording: str | None = None
     """A folder that `distill record` made: the signals come from there, and the teacher need not be on this machine."""
 

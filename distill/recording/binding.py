@@ -11,7 +11,7 @@ from typing import Any
 
 from distill.checkpoint import weights_sha256
 from distill.loading import resolve_path
-from distill.recipe import DataConfig, ModelConfig
+from distill.recipe import DataConfig, TeacherConfig
 from distill.recording.files import file_sha256
 from distill.recording.manifest import Manifest, differences
 
@@ -25,12 +25,12 @@ _ORDER = ("data.seed", "data.tokens_per_step", "data.max_samples_per_step")
 """Settings that only decide which samples meet in which step."""
 
 
-def bind_teacher(config: ModelConfig) -> dict[str, Any]:
+def bind_teacher(config: TeacherConfig) -> dict[str, Any]:
     """`glimpse_teacher`, and the digest of all its weights: for recording, which reads them anyway."""
     return {**glimpse_teacher(config), "weights_sha256": weights_sha256(Path(resolve_path(config.path)))}
 
 
-def glimpse_teacher(config: ModelConfig) -> dict[str, Any]:
+def glimpse_teacher(config: TeacherConfig) -> dict[str, Any]:
     """What tells one teacher from another without reading its weights.
 
     `config_sha256` and `weights`, a digest for each file of weights, are None where there are no such files: the
@@ -41,6 +41,7 @@ def glimpse_teacher(config: ModelConfig) -> dict[str, Any]:
     return {
         "path": config.path,
         "dtype": config.dtype,
+        "quantization": config.quantization,
         "config_sha256": file_sha256(configuration) if configuration.exists() else None,
         "weights": {path.name: _glimpse(path) for path in sorted(folder.glob("*.safetensors"))} or None,
     }
@@ -88,7 +89,7 @@ def training_differences(
 def _teacher_differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Files are compared where they are; elsewhere their path has to do."""
     names = [name for name in ("config_sha256", "weights") if recorded[name] and now[name]] or ["path"]
-    compared = ["dtype", *names]
+    compared = ["dtype", "quantization", *names]
     return differences({name: recorded[name] for name in compared}, {name: now[name] for name in compared}, "teacher")
 
 

@@ -17,11 +17,19 @@ from distill.data.sample import Sample
 from distill.families import find_family
 from distill.inputs import check_same_inputs
 from distill.interrupt import StopRequest
-from distill.loading import choose_device, load_model, load_processor, load_window, make_source, resolve_path
+from distill.loading import (
+    choose_device,
+    choose_teacher_device,
+    load_model,
+    load_processor,
+    load_window,
+    make_source,
+    resolve_path,
+)
 from distill.model import Teacher, attention_shape
 from distill.objective import Objective
 from distill.prefetch import prefetched
-from distill.recipe import ModelConfig, Recipe
+from distill.recipe import Recipe, TeacherConfig
 from distill.recording.binding import bind_data, bind_processor, bind_teacher, bind_versions
 from distill.recording.content import sample_contents
 from distill.recording.estimate import Estimate, estimate_size
@@ -51,7 +59,7 @@ class Recorder:
         if recipe.teacher is None:
             raise ValueError("teacher: missing, expected a model: there is nothing to record")
         self._recipe = recipe
-        self._device = choose_device(recipe.train)
+        self._device = choose_teacher_device(recipe.teacher, choose_device(recipe.train))
         model = load_model(recipe.teacher, self._device)
         self._teacher = Teacher(model, feature_cache_bytes=recipe.train.feature_cache_mib * 2**20)
         processor = load_processor(recipe.student)
@@ -137,7 +145,7 @@ class Recorder:
         bar.set_postfix(shown, refresh=False)
         bar.update(writer.num_bytes - before)
 
-    def _compare_inputs(self, teacher: ModelConfig) -> None:
+    def _compare_inputs(self, teacher: TeacherConfig) -> None:
         samples: Sequence[Sample] = self._source.samples(0)
         model = self._teacher.model
         teacher_collate = Collator(load_processor(teacher), find_family(model).rope_index(model))
@@ -156,7 +164,7 @@ class Recorder:
             vocabulary_size=num_tokens,
         )
 
-    def _make_manifest(self, teacher: ModelConfig, processor: Any, top_k: int | None, dtype: SignalDtype) -> Manifest:
+    def _make_manifest(self, teacher: TeacherConfig, processor: Any, top_k: int | None, dtype: SignalDtype) -> Manifest:
         recipe, num_tokens = self._recipe, len(processor.tokenizer)
         logits = None
         if recipe.loss.lambda_kl > 0:
