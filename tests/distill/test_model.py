@@ -14,6 +14,8 @@ from distill.model import SignalModel, Teacher
 from rope_gain.families import find_family as find_gain_family
 from tests.rope_gain.models import build_tiny
 
+QWEN, INTERNVL = "Qwen2_5_VLForConditionalGeneration", "InternVLForConditionalGeneration"
+
 
 def sample(num_images: int, *, kind: str = "open", size: tuple[int, int] | None = None) -> Sample:
     item = make_item(num_images, num_images, kind)
@@ -52,43 +54,51 @@ def test_answer_logits_equal_the_stock_way(model_folders: dict[str, Path], proce
     assert batch.answer_ids.tolist() == [token for answer in answers for token in answer]
 
 
+@pytest.mark.parametrize("freeze_vision", [True, False], ids=["frozen tower", "tower in training"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_family_s_signals_equal_the_stock_way(architecture: str) -> None:
+def test_every_family_s_signals_equal_the_stock_way(architecture: str, freeze_vision: bool) -> None:
     model, processor = build_tiny(find_gain_family(architecture))
-    samples = [sample(3), sample(1, size=(64, 96)), sample(4)]
+    text = Sample(messages=({"role": "user", "content": "what else is there?"},), answer="yes", name="text")
+    samples = [sample(3), sample(1, size=(64, 96)), text, sample(4, size=(90, 20))]
     expected = torch.cat([stock_logits(model, processor, each) for each in samples])
     batch = Collator(processor, find_family(model).rope_index(model))(samples)
-    signals = SignalModel(model, freeze_vision=True, feature_cache_bytes=2**20)
+    signals = SignalModel(model, freeze_vision=freeze_vision, feature_cache_bytes=2**20)
     for _ in range(2):
         found = signals.signals(batch, [0, 1])
         torch.testing.assert_close(found.logits_NV, expected, rtol=1e-4, atol=1e-4)
     assert set(found.layers) == {0, 1}
 
 
-def test_a_tower_in_training_gets_gradients_and_a_frozen_one_none(
-    model_folders: dict[str, Path], processor: Any
-) -> None:
+@pytest.mark.parametrize("architecture", [QWEN, INTERNVL])
+def test_a_tower_in_training_gets_gradients_and_a_frozen_one_none(architecture: str) -> None:
     for freeze_vision in (False, True):
-        model = rope_gain.load_pretrained(model_folders["base"])
-        batch = Collator(processor, model.base_model.get_rope_index)([sample(2)])
+        model, processor = build_tiny(find_gain_family(architecture))
+        family = find_family(model)
+        batch = Collator(processor, family.rope_index(model))([sample(2)])
         signals = SignalModel(model, freeze_vision=freeze_vision, feature_cache_bytes=2**20).signals(batch, [1])
         (signals.logits_NV.sum() + signals.layers[1].q_BHTD.sum()).backward()
-        has_gradient = model.base_model.visual.patch_embed.proj.weight.grad is not None
-        assert has_gradient is not freeze_vision
+        for part in family.vision:
+            gradients = [parameter.grad for parameter in model.base_model.get_submodule(part).parameters()]
+            assert any(gradient is not None for gradient in gradients) is not freeze_vision
 
 
-def test_a_frozen_tower_runs_once_per_distinct_image(model_folders: dict[str, Path], processor: Any) -> None:
-    model = rope_gain.load_pretrained(model_folders["base"])
+@pytest.mark.parametrize(
+    ("architecture", "entry", "per_image"),
+    [(QWEN, "visual.patch_embed", 16), (INTERNVL, "vision_tower.embeddings.patch_embeddings", 1)],
+    ids=["patches", "tiles"],
+)
+def test_a_frozen_tower_runs_once_per_distinct_image(architecture: str, entry: str, per_image: int) -> None:
+    model, processor = build_tiny(find_gain_family(architecture))
     signals = SignalModel(model, freeze_vision=True, feature_cache_bytes=2**20)
-    collate = Collator(processor, model.base_model.get_rope_index)
-    patches: list[int] = []
-    model.base_model.visual.patch_embed.register_forward_hook(lambda *call: patches.append(len(call[2])))
+    collate = Collator(processor, find_family(model).rope_index(model))
+    counts: list[int] = []
+    model.base_model.get_submodule(entry).register_forward_hook(lambda *call: counts.append(len(call[1][0])))
     same = Image.new("RGB", (32, 32), (10, 20, 30))
     parts = [{"type": "image", "image": same}, {"type": "image", "image": same.copy()}, {"type": "text", "text": "?"}]
     twice = Sample(messages=({"role": "user", "content": parts},), answer="no", name="twice")
     for samples in ([twice], [twice, sample(2)], [sample(2)]):
         signals.signals(collate(samples), [])
-    assert patches == [16, 32]
+    assert counts == [per_image, 2 * per_image]
 
 
 def test_a_small_cache_changes_no_logit(model_folders: dict[str, Path], processor: Any) -> None:
