@@ -1,5 +1,7 @@
 """Compares what two models would be given for the same samples."""
 
+import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,30 +15,11 @@ def check_same_inputs(student: Batch, teacher: Batch) -> None:
     Raises:
         ValueError: token ids, numbers of images, grids or positions differ; the message names the sample.
     """
-    if len(student.images) != len(teacher.images):
-        raise ValueError(f"inputs: {len(student.images)} images for the student, {len(teacher.images)} for the teacher")
-    for index, (ours, theirs) in enumerate(zip(student.images, teacher.images, strict=True)):
-        if not torch.equal(ours.grid_3, theirs.grid_3):
-            raise ValueError(
-                f"inputs: image {index} of the step has the grid {ours.grid_3.tolist()} for the student and "
-                f"{theirs.grid_3.tolist()} for the teacher; expected image processors with equal settings"
-            )
-    for index, name in enumerate(student.names):
-        ours_T = student.input_ids_BT[index][student.is_token_BT[index]]
-        theirs_T = teacher.input_ids_BT[index][teacher.is_token_BT[index]]
-        image_tokens = (
-            int((ours_T == student.image_token_id).sum()),
-            int((theirs_T == teacher.image_token_id).sum()),
-        )
-        if image_tokens[0] != image_tokens[1]:
-            raise ValueError(
-                f"inputs: {name}: {image_tokens[0]} image tokens for the student, {image_tokens[1]} for the teacher"
-            )
-        if not torch.equal(ours_T, theirs_T):
-            raise ValueError(
-                f"inputs: {name}: {_first_difference(ours_T.tolist(), theirs_T.tolist())}; "
-                "expected the same tokenizer and chat template"
-            )
+    pairs = zip(student.names, _inputs_by_sample(student), _inputs_by_sample(teacher), strict=True)
+    for name, ours, theirs in pairs:
+        difference = _image_difference(ours, theirs) or _token_difference(ours, theirs)
+        if difference is not None:
+            raise ValueError(f"inputs: {name}: {difference}")
     if not torch.equal(student.position_ids_3BT, teacher.position_ids_3BT):
         differs_B = (student.position_ids_3BT != teacher.position_ids_3BT).any(dim=2).any(dim=0)
         raise ValueError(f"inputs: {student.names[int(differs_B.int().argmax())]}: the positions differ")
@@ -61,6 +44,53 @@ def check_same_vocabulary(student: Any, teacher: Any) -> None:
         f"tokenizers: {len(differing)} tokens differ; {token!r} is {ours.get(token, 'unknown')} for the student and "
         f"{theirs.get(token, 'unknown')} for the teacher; expected models that share a tokenizer"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """One sample's, without padding."""
+
+    tokens: list[int]
+    num_image_tokens: int
+    grids: list[list[int]]
+
+
+def _inputs_by_sample(batch: Batch) -> list[_Inputs]:
+    """What lacks at the end of the batch's images lacks in its last samples."""
+    images, inputs = iter(batch.images), []
+    for ids_T, is_token_T, images_before_T in zip(
+        batch.input_ids_BT, batch.is_token_BT, batch.images_before_BT, strict=True
+    ):
+        ids_T = ids_T[is_token_T]
+        num_images = int(images_before_T[is_token_T].max())
+        inputs.append(
+            _Inputs(
+                tokens=ids_T.tolist(),
+                num_image_tokens=int((ids_T == batch.image_token_id).sum()),
+                grids=[image.grid_3.tolist() for image in itertools.islice(images, num_images)],
+            )
+        )
+    return inputs
+
+
+def _image_difference(ours: _Inputs, theirs: _Inputs) -> str | None:
+    if len(ours.grids) != len(theirs.grids):
+        return f"{len(ours.grids)} images for the student, {len(theirs.grids)} for the teacher"
+    for index, (our_grid, their_grid) in enumerate(zip(ours.grids, theirs.grids, strict=True)):
+        if our_grid != their_grid:
+            return (
+                f"image {index} has the grid {our_grid} for the student and {their_grid} for the teacher; "
+                "expected image processors with equal settings"
+            )
+    return None
+
+
+def _token_difference(ours: _Inputs, theirs: _Inputs) -> str | None:
+    if ours.num_image_tokens != theirs.num_image_tokens:
+        return f"{ours.num_image_tokens} image tokens for the student, {theirs.num_image_tokens} for the teacher"
+    if ours.tokens != theirs.tokens:
+        return f"{_first_difference(ours.tokens, theirs.tokens)}; expected the same tokenizer and chat template"
+    return None
 
 
 def _first_difference(ours: list[int], theirs: list[int]) -> str:

@@ -1,24 +1,29 @@
 import dataclasses
-from pathlib import Path
-from typing import Any
+import re
 
 import pytest
 
-import rope_gain
 from distill.data.batch import Batch
 from distill.data.collate import Collator
 from distill.data.sample import Sample
+from distill.families import find_family
 from distill.inputs import check_same_inputs, check_same_vocabulary
 from distill.miniature.items import make_item
 from distill.miniature.processor import make_tokenizer
+from rope_gain.families import find_family as find_gain_family
+from tests.rope_gain.models import build_tiny
 
 
-@pytest.fixture(scope="module")
-def batch(model_folders: dict[str, Path], processor: Any) -> Batch:
-    model = rope_gain.load_pretrained(model_folders["base"])
+@pytest.fixture(
+    scope="module",
+    params=["Qwen2_5_VLForConditionalGeneration", "InternVLForConditionalGeneration"],
+    ids=["qwen", "internvl"],
+)
+def batch(request: pytest.FixtureRequest) -> Batch:
+    model, processor = build_tiny(find_gain_family(request.param))
     items = [make_item(seed, seed, "open") for seed in (1, 2)]
     samples = [Sample(messages=tuple(i.messages()), answer=i.answer, name=f"item {i.answer}") for i in items]
-    return Collator(processor, model.base_model.get_rope_index)(samples)
+    return Collator(processor, find_family(model).rope_index(model))(samples)
 
 
 def test_equal_inputs_pass(batch: Batch) -> None:
@@ -26,14 +31,15 @@ def test_equal_inputs_pass(batch: Batch) -> None:
 
 
 def test_lost_images_are_noticed(batch: Batch) -> None:
-    with pytest.raises(ValueError, match="3 images for the student, 2 for the teacher"):
+    with pytest.raises(ValueError, match=f"{batch.names[1]}: 2 images for the student, 1 for the teacher"):
         check_same_inputs(batch, dataclasses.replace(batch, images=batch.images[:2]))
 
 
 def test_another_grid_is_noticed(batch: Batch) -> None:
     larger = dataclasses.replace(batch.images[1], grid_3=batch.images[1].grid_3 * 2)
     images = (batch.images[0], larger, batch.images[2])
-    with pytest.raises(ValueError, match=r"image 1 of the step has the grid \[1, 4, 4\] .* and \[2, 8, 8\]"):
+    grids = [re.escape(str(image.grid_3.tolist())) for image in (batch.images[1], larger)]
+    with pytest.raises(ValueError, match=f"{batch.names[1]}: image 0 has the grid {grids[0]} .* and {grids[1]}"):
         check_same_inputs(batch, dataclasses.replace(batch, images=images))
 
 
