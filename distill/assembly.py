@@ -60,7 +60,7 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
     model = _student_model(recipe, device)
     adapted = None if recipe.lora is None else add_adapters(model, recipe.lora)
     processor = load_processor(recipe.student)
-    collate = Collator(processor, find_family(model).rope_index(model))
+    collate = Collator(processor, find_family(model).rope_index(model), is_packed=recipe.train.packing)
     source = make_source(
         recipe.data,
         seed=recipe.train.seed,
@@ -68,7 +68,12 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
         window_tokens=load_window(recipe.student),
         tally=_make_tally(accelerator, log_path),
     )
-    student = SignalModel(model, freeze_vision=recipe.train.freeze_vision, feature_cache_bytes=cache_bytes)
+    student = SignalModel(
+        model,
+        freeze_vision=recipe.train.freeze_vision,
+        feature_cache_bytes=cache_bytes,
+        attention=recipe.train.attention,
+    )
     teacher: Teacher | RecordedTeacher | None = None
     if recipe.teacher is not None and recipe.teacher.recording is not None:
         teacher = open_recorded_teacher(recipe, processor)
@@ -76,7 +81,8 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
         teacher.signals(collate(source.samples(0)), layers=())
     elif recipe.teacher is not None:
         place = choose_teacher_device(recipe.teacher, device, num_processes=accelerator.num_processes)
-        teacher = Teacher(load_model(recipe.teacher, place), feature_cache_bytes=cache_bytes)
+        teacher_model = load_model(recipe.teacher, place)
+        teacher = Teacher(teacher_model, feature_cache_bytes=cache_bytes, attention=recipe.train.attention)
         _compare_inputs(recipe, source, collate, teacher, processor)
     objective = Objective(
         recipe.loss,

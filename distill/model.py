@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from distill.capture import QueryKeyRecorder, enable_capture
+from distill.capture import QueryKeyRecorder, check_attention, enable_capture
 from distill.data.batch import Batch
 from distill.families import find_family
 from distill.features import ImageFeatures
+from distill.recipe import AttentionKind
 from distill.signals import AttentionShape, Signals
 
 if TYPE_CHECKING:
@@ -30,8 +31,21 @@ def attention_shape(config: "PreTrainedConfig") -> AttentionShape:
 class SignalModel:
     """A vision-language model with its cache of image features."""
 
-    def __init__(self, model: "PreTrainedModel", *, freeze_vision: bool, feature_cache_bytes: int) -> None:
-        enable_capture(model)
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        *,
+        freeze_vision: bool,
+        feature_cache_bytes: int,
+        attention: AttentionKind = "sdpa",
+    ) -> None:
+        """Takes a loaded model, on its device.
+
+        Raises:
+            ValueError: it cannot attend like this there.
+        """
+        check_attention(attention, model.device)
+        enable_capture(model, attention)
         self.model = model
         self._family = find_family(model)
         self._features = ImageFeatures(model, is_frozen=freeze_vision, capacity_bytes=feature_cache_bytes)
@@ -45,28 +59,36 @@ class SignalModel:
         """Runs the model on the batch.
 
         Logits are computed on the answer rows only; the whole [B, T, vocabulary] is never in memory. There is no
-        attention mask: padding is on the right, out of sight of every real row.
+        attention mask: padding is on the right, out of sight of every real row, and packed samples attend each to
+        itself. Image features need no packing: they follow their placeholders.
         """
         recorder = QueryKeyRecorder(layers)
+        inputs = batch.model_inputs
         features = self._features(batch.images)
         vision = {"image": self._family.vision_output(features)} if features else None
         output = self.model.base_model(
-            input_ids=batch.input_ids_BT,
-            position_ids=self._family.decoder_positions(batch.position_ids_3BT),
+            input_ids=inputs.input_ids_BT,
+            position_ids=self._family.decoder_positions(inputs.position_ids_ABT),
             mm_encoder_outputs=vision,
             use_cache=False,
             qk_recorder=recorder,
+            segment_lengths=inputs.segment_lengths,
         )
-        logits_NV = self.model.get_output_embeddings()(output.last_hidden_state[batch.answer_BT])
+        logits_NV = self.model.get_output_embeddings()(output.last_hidden_state[inputs.answer_BT])
         return Signals(logits_NV=logits_NV, layers=recorder.layers)
 
 
 class Teacher(SignalModel):
     """A frozen model: its signals carry no gradients."""
 
-    def __init__(self, model: "PreTrainedModel", *, feature_cache_bytes: int) -> None:
+    def __init__(
+        self, model: "PreTrainedModel", *, feature_cache_bytes: int, attention: AttentionKind = "sdpa"
+    ) -> None:
         super().__init__(
-            model.eval().requires_grad_(False), freeze_vision=True, feature_cache_bytes=feature_cache_bytes
+            model.eval().requires_grad_(False),
+            freeze_vision=True,
+            feature_cache_bytes=feature_cache_bytes,
+            attention=attention,
         )
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from distill.losses.matching import Tilt, attention_matching
 from distill.losses.rows import Rows
 from distill.losses.top_logits import top_logit_distillation
 from distill.mixing import LinearMixing, SoftmaxMixing
+from distill.pieces import pieces_of
 from distill.recipe import AlignmentConfig, LayerPair, LossConfig, MatchingConfig
 from distill.schedule import gamma_at
 from distill.signals import AttentionShape, Signals
@@ -132,36 +133,35 @@ class Objective(nn.Module):
 
     def _alignment(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         rows = batch.rows(self.config.alignment.rows)
-        values = [
-            query_key_alignment(
-                student.layers[pair.student],
-                teacher.layers[pair.teacher],
-                rows=rows,
-                weights_q_SH=query_mixing(),
-                weights_k_SH=key_mixing(),
-            )
-            for pair, query_mixing, key_mixing in zip(self._aligned, self.query_mixing, self.key_mixing, strict=True)
-        ]
-        return torch.stack(values).mean()
+        values = []
+        for pair, query_mixing, key_mixing in zip(self._aligned, self.query_mixing, self.key_mixing, strict=True):
+            weights_q_SH, weights_k_SH = query_mixing(), key_mixing()
+            for piece in pieces_of(batch, rows, student.layers[pair.student], teacher.layers[pair.teacher]):
+                value = query_key_alignment(
+                    piece.student, piece.teacher, rows=piece.rows, weights_q_SH=weights_q_SH, weights_k_SH=weights_k_SH
+                )
+                values.append(piece.share * value)
+        return torch.stack(values).sum() / len(self._aligned)
 
     def _matching(self, student: Signals, teacher: Signals, batch: Batch, progress: float) -> Tensor:
         config = self.config.matching
         tilt = Tilt(kind=config.distance, reference_distance=config.reference_distance, gamma=self.gamma(progress))
         rows = self._matching_rows(batch, progress)
         mixings = [mixing() for mixing in self.map_mixing] or [None] * len(self._matched)
-        values = [
-            attention_matching(
-                student.layers[pair.student],
-                teacher.layers[pair.teacher],
-                rows=rows,
-                places=batch.places,
-                tilt=tilt,
-                mixing_SH=mixing_SH,
-                chunk_bytes=config.chunk_mib * 2**20,
-            )
-            for pair, mixing_SH in zip(self._matched, mixings, strict=True)
-        ]
-        return torch.stack(values).mean()
+        values = []
+        for pair, mixing_SH in zip(self._matched, mixings, strict=True):
+            for piece in pieces_of(batch, rows, student.layers[pair.student], teacher.layers[pair.teacher]):
+                value = attention_matching(
+                    piece.student,
+                    piece.teacher,
+                    rows=piece.rows,
+                    places=piece.places,
+                    tilt=tilt,
+                    mixing_SH=mixing_SH,
+                    chunk_bytes=config.chunk_mib * 2**20,
+                )
+                values.append(piece.share * value)
+        return torch.stack(values).sum() / len(self._matched)
 
     def _matching_rows(self, batch: Batch, progress: float) -> Rows:
         """Drawn anew at every step, and the same ones in whatever parts the step is taken."""

@@ -286,6 +286,12 @@ class TrainConfig:
     micro_batches: int = 1
     """Parts that each process cuts its samples of a step into, one after the other, for the sake of memory; the step's
     gradient is that of the samples in one piece."""
+    packing: bool = False
+    """Lays the samples of a part one after the other in one row, each attending only to itself, in place of padding
+    them to the longest; both models compute each token once and no padding."""
+    attention: AttentionKind = "sdpa"
+    """How both models' decoders attend: PyTorch's SDPA, the package flash-attn, or FlexAttention; the last two on GPUs
+    only."""
     save_every: int = 100
     """Steps between saved states."""
     trackers: tuple[Tracker, ...] = ("tensorboard",)
@@ -345,3 +351,12 @@ class Recipe:
             raise ValueError("teacher: missing, expected a model: loss.lambda_laid or loss.lambda_kl is above 0")
         if not self.loss.needs_teacher and self.teacher is not None:
             raise ValueError("teacher: given, expected none: no term of the loss looks at it")
+        if self.train.attention == "flash_attention_2":
+            self._check_half_precision()
+
+    def _check_half_precision(self) -> None:
+        needs = "expected 'bfloat16': train.attention flash_attention_2 knows no float32"
+        if self.student.dtype == "float32" and self.train.mixed_precision == "no":
+            raise ValueError(f"train.mixed_precision: 'no' with a float32 student, {needs.replace('bfloat16', 'bf16')}")
+        if self.teacher is not None and self.teacher.recording is None and self.teacher.dtype == "float32":
+            raise ValueError(f"teacher.dtype: 'float32', {needs}")

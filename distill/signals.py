@@ -5,6 +5,7 @@ Letters: B batch, H query heads, K key-value heads, T tokens, R query rows, D he
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from distill.losses.top_logits import TopLogits
@@ -12,12 +13,23 @@ from distill.losses.top_logits import TopLogits
 
 @dataclass(frozen=True, kw_only=True)
 class QueryKey:
-    """One layer's attention inputs after the rotary embedding and after the gain."""
+    """One layer's attention inputs after the rotary embedding and after the gain.
+
+    Samples are padded to T tokens, or packed: B is 1 and T the sum of their lengths (see `Batch.is_packed`).
+    """
 
     q_BHTD: Tensor
     k_BKTD: Tensor
     scale: float
     """Factor on the dot products, 1/sqrt(head size) in most models."""
+
+    def split(self, lengths: list[int]) -> list["QueryKey"]:
+        """Each sample's own, [1, heads, its length, D], of samples packed one after the other.
+
+        The gradients of all parts come together in one concatenation.
+        """
+        parts = zip(torch.split(self.q_BHTD, lengths, dim=2), torch.split(self.k_BKTD, lengths, dim=2), strict=True)
+        return [QueryKey(q_BHTD=q_BHTD, k_BKTD=k_BKTD, scale=self.scale) for q_BHTD, k_BKTD in parts]
 
 
 @dataclass(frozen=True, kw_only=True)

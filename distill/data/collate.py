@@ -39,14 +39,18 @@ class Collator:
     It gives the token ids of the processor's own `__call__`, but preprocesses each distinct image only once.
     """
 
-    def __init__(self, processor: Any, rope_index: RopeIndex) -> None:
+    def __init__(self, processor: Any, rope_index: RopeIndex, *, is_packed: bool = False) -> None:
         """Takes a processor and the `rope_index` of the family of the model that the batches are for.
+
+        Args:
+            is_packed: whether models are to run a batch's samples in one row, without padding.
 
         Raises:
             ValueError: the processor is of a family that cannot be distilled.
         """
         self._processor = processor
         self._rope_index = rope_index
+        self._is_packed = is_packed
         self._make_patches = PatchMaker(
             functools.partial(processor_family(processor).preprocess, processor), _PATCH_CACHE_BYTES
         )
@@ -78,6 +82,7 @@ class Collator:
             answer_BT=(tokens_T >= starts_B[:, None] - 1) & (tokens_T < lengths_B[:, None] - 1),
             image_token_id=self._processor.image_token_id,
             images=tuple(patches for each in encoded for patches in each.images),
+            is_packed=self._is_packed,
         )
 
     def encode(self, sample: Sample) -> EncodedSample:

@@ -34,6 +34,13 @@ class Rows:
             yield Rows(index_BR=self.index_BR[:, piece], valid_BR=self.valid_BR[:, piece]), max(last_R[piece]) + 1
             start = end
 
+    def of_sample(self, sample: int) -> "Rows":
+        """One sample's own, without padding: [1, R]."""
+        return Rows(
+            index_BR=self.index_BR[sample][self.valid_BR[sample]][None],
+            valid_BR=self.valid_BR[sample][self.valid_BR[sample]][None],
+        )
+
     def gather(self, x_BHTD: Tensor) -> Tensor:
         """Picks these rows of each head: [B, H, R, D]."""
         index_BHRD = self.index_BR[:, None, :, None].expand(-1, x_BHTD.shape[1], -1, x_BHTD.shape[3])
@@ -67,6 +74,14 @@ class Places:
     """M-RoPE positions: time, height, width."""
     images_before_BT: Tensor
     """Number of images that began at or before the token."""
+
+    def of_sample(self, sample: int, length: int) -> "Places":
+        """One sample's own, of so many tokens: [1, T]."""
+        piece = slice(sample, sample + 1)
+        return Places(
+            position_ids_3BT=self.position_ids_3BT[:, piece, :length],
+            images_before_BT=self.images_before_BT[piece, :length],
+        )
 
     def distance(self, kind: DistanceKind, index_BR: Tensor, num_keys: int) -> Tensor:
         """Distance of each of the first keys from each row, whole numbers [B, R, keys]; of use only up to the row.

@@ -61,10 +61,12 @@ class Recorder:
         self._recipe = recipe
         self._device = choose_teacher_device(recipe.teacher, choose_device(recipe.train))
         model = load_model(recipe.teacher, self._device)
-        self._teacher = Teacher(model, feature_cache_bytes=recipe.train.feature_cache_mib * 2**20)
+        cache_bytes = recipe.train.feature_cache_mib * 2**20
+        self._teacher = Teacher(model, feature_cache_bytes=cache_bytes, attention=recipe.train.attention)
         processor = load_processor(recipe.student)
         # The student's processor, as in training: there the teacher is given the student's tensors.
-        self._collate = Collator(processor, find_family(model).rope_index(model))
+        rope_index = find_family(model).rope_index(model)
+        self._collate = Collator(processor, rope_index, is_packed=recipe.train.packing)
         self._tally = Tally()
         self._source = make_source(
             recipe.data,

@@ -23,9 +23,10 @@ def cut(signals: Signals, batch: Batch, samples: Sequence[int], manifest: Manife
     for layer, need in manifest.layers.items():
         layer_signals = signals.layers[layer]
         query_rows, key_rows = _row_indices(batch, need)
+        queries, keys = batch.by_sample(layer_signals.q_BHTD), batch.by_sample(layer_signals.k_BKTD)
         for sample, values in tensors.items():
-            values[f"q.{layer}"] = layer_signals.q_BHTD[sample, :, query_rows[sample]].to("cpu", dtype)
-            values[f"k.{layer}"] = layer_signals.k_BKTD[sample, :, key_rows[sample]].to("cpu", dtype)
+            values[f"q.{layer}"] = queries[sample][:, query_rows[sample]].to("cpu", dtype)
+            values[f"k.{layer}"] = keys[sample][:, key_rows[sample]].to("cpu", dtype)
             values[f"scale.{layer}"] = torch.tensor(layer_signals.scale, dtype=torch.float64)
     if manifest.logits is not None:
         pieces = _cut_logits(signals.logits_NV, batch, manifest.logits)
@@ -72,11 +73,11 @@ def join_top_logits(samples: Sequence[Tensors], batch: Batch, temperature: float
 
 def _join_rows(pieces_HRD: Sequence[Tensor], batch: Batch, rows: Sequence[Tensor]) -> Tensor:
     first = pieces_HRD[0]
-    num_samples, num_tokens = batch.input_ids_BT.shape
+    num_rows, num_tokens = batch.model_inputs.input_ids_BT.shape
     joined_BHTD = torch.zeros(
-        (num_samples, first.shape[0], num_tokens, first.shape[2]), dtype=first.dtype, device=batch.input_ids_BT.device
+        (num_rows, first.shape[0], num_tokens, first.shape[2]), dtype=first.dtype, device=batch.input_ids_BT.device
     )
-    for sample_HTD, piece_HRD, index_R in zip(joined_BHTD, pieces_HRD, rows, strict=True):
+    for sample_HTD, piece_HRD, index_R in zip(batch.by_sample(joined_BHTD), pieces_HRD, rows, strict=True):
         sample_HTD[:, index_R] = piece_HRD.to(joined_BHTD.device)
     return joined_BHTD
 

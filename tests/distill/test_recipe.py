@@ -37,6 +37,8 @@ def test_the_miniature_recipe_loads_and_uses_every_part_of_the_loss() -> None:
         ("data.images.url_hosts=[a.org]", "data.images.url_cache: expected a folder together with url_hosts"),
         ("data.images.url_cache=x", "data.images.url_cache: expected a folder together with url_hosts"),
         ("train.steps=0", "train.steps: 0, expected at least 1"),
+        ("train.attention=eager", "train.attention: 'eager', expected one of sdpa, flash_attention_2, flex_attention"),
+        ("train.attention=flash_attention_2", "train.mixed_precision: 'no' with a float32 student, expected 'bf16'"),
     ],
 )
 def test_wrong_settings_are_refused(override: str, message: str) -> None:
@@ -47,6 +49,14 @@ def test_wrong_settings_are_refused(override: str, message: str) -> None:
 def test_a_teacher_that_nothing_looks_at_is_refused() -> None:
     with pytest.raises(ValueError, match="teacher: given, expected none"):
         load_config(Recipe, MINIATURE, ["loss.lambda_kl=0", "loss.lambda_laid=0"])
+
+
+def test_flash_attention_wants_a_teacher_in_half_precision() -> None:
+    overrides = ["train.attention=flash_attention_2", "train.mixed_precision=bf16"]
+    with pytest.raises(ValueError, match=r"teacher.dtype: 'float32', expected 'bfloat16'"):
+        load_config(Recipe, MINIATURE, overrides)
+    recipe = load_config(Recipe, MINIATURE, [*overrides, "teacher.dtype=bfloat16"])
+    assert recipe.train.attention == "flash_attention_2"
 
 
 def test_no_loss_at_all_is_refused() -> None:
