@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distill.losses.by_rows import summed_by_rows
+
 
 @dataclass(frozen=True, kw_only=True)
 class TopLogits:
@@ -36,12 +38,17 @@ def top_logit_distillation(student_NV: Tensor, teacher: TopLogits, *, vocabulary
     together and not how to share it out. By the chain rule of the KL this is at most the full one, by the teacher's
     remaining mass times the KL inside the remainder; it equals the full one if the remainder is a single token.
     """
-    log_q_NV = (student_NV[:, :vocabulary_size].float() / teacher.temperature).log_softmax(dim=-1)
-    rest_N1 = _log_sum_of_others(log_q_NV, teacher.token_NK)[:, None]
-    log_q_NK = torch.cat([log_q_NV.gather(1, teacher.token_NK), rest_N1], dim=1)
-    log_p_NK = torch.cat([teacher.log_p_NK, teacher.log_rest_N[:, None]], dim=1)
-    kl_N = (log_p_NK.exp() * (log_p_NK - log_q_NK)).sum(dim=1)
-    return kl_N.mean() * teacher.temperature**2
+    temperature = teacher.temperature
+
+    def divergence(student_RV: Tensor, rows: slice) -> Tensor:
+        token_RK = teacher.token_NK[rows]
+        log_q_RV = (student_RV[:, :vocabulary_size].float() / temperature).log_softmax(dim=-1)
+        rest_R1 = _log_sum_of_others(log_q_RV, token_RK)[:, None]
+        log_q_RK = torch.cat([log_q_RV.gather(1, token_RK), rest_R1], dim=1)
+        log_p_RK = torch.cat([teacher.log_p_NK[rows], teacher.log_rest_N[rows, None]], dim=1)
+        return (log_p_RK.exp() * (log_p_RK - log_q_RK)).sum()
+
+    return summed_by_rows(student_NV, divergence) / len(student_NV) * temperature**2
 
 
 def _log_sum_of_others(log_p_NV: Tensor, token_NK: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from distill.losses.logits import logit_distillation
-from distill.losses.top_logits import take_top_logits, top_logit_distillation
+from distill.losses.top_logits import TopLogits, take_top_logits, top_logit_distillation
 
 SIZE = 50
 TEMPERATURE = 2.0
@@ -70,3 +70,25 @@ def test_a_certain_teacher_leaves_a_finite_rest() -> None:
     loss = top_logit_distillation(student_NV, top, vocabulary_size=SIZE)
     torch.testing.assert_close(loss, TEMPERATURE**2 * torch.log(torch.tensor(float(SIZE))))
     assert torch.autograd.grad(loss, student_NV)[0].isfinite().all()
+
+
+def test_many_rows_are_taken_in_pieces() -> None:
+    """Of so wide a vocabulary that five rows are a piece."""
+    generator = torch.Generator().manual_seed(0)
+    student_NV, teacher_NV = (torch.randn(6, 3_000_000, generator=generator) for _ in range(2))
+    top = take_top_logits(teacher_NV, k=3, temperature=TEMPERATURE, vocabulary_size=teacher_NV.shape[1])
+    together = top_logit_distillation(student_NV, top, vocabulary_size=teacher_NV.shape[1])
+    alone = [
+        top_logit_distillation(
+            student_NV[row],
+            TopLogits(
+                log_p_NK=top.log_p_NK[row],
+                token_NK=top.token_NK[row],
+                log_rest_N=top.log_rest_N[row],
+                temperature=TEMPERATURE,
+            ),
+            vocabulary_size=teacher_NV.shape[1],
+        )
+        for row in torch.arange(6).split(1)
+    ]
+    torch.testing.assert_close(together, torch.stack(alone).mean())
