@@ -4,13 +4,15 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
+from typing import Literal
 
 from distill.config import load_config
 from distill.interrupt import StopRequest
 from distill.recipe import Recipe
 from rope_gain import wheel_guard
 
-_DEFAULT_TOP_K = 64
+DEFAULT_TOP_K = 64
+DEFAULT_DTYPE: Literal["float32", "bfloat16"] = "bfloat16"
 
 _EXAMPLES = """examples:
   distill record recipe.yaml runs/signals                       record; the same command goes on after Ctrl-C or a crash
@@ -45,12 +47,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--top-k",
         type=_top_k,
-        default=_DEFAULT_TOP_K,
+        default=DEFAULT_TOP_K,
         metavar="K",
-        help=f"tokens kept of each answer row; all (or 0) keeps every logit (default: {_DEFAULT_TOP_K})",
+        help=f"tokens kept of each answer row; all (or 0) keeps every logit (default: {DEFAULT_TOP_K})",
     )
     parser.add_argument(
-        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of queries and keys (default: bfloat16)"
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default=DEFAULT_DTYPE,
+        help=f"of queries and keys (default: {DEFAULT_DTYPE})",
     )
     parser.add_argument("--check", action="store_true", help="compare the checksums of what is there, and mend it")
     parser.set_defaults(run=run)

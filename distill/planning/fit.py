@@ -9,7 +9,7 @@ from typing import get_args
 from distill.losses.kinds import RowKind
 from distill.planning.memory import MIB, Execution, map_bytes, plan_memory
 from distill.planning.shapes import ModelShape
-from distill.planning.step import StepShape
+from distill.planning.step import StepShape, matched_rows
 from distill.recipe import Recipe
 
 
@@ -19,7 +19,7 @@ class Fit:
 
     rows: RowKind
     num_rows: int
-    """Per sample."""
+    """Per sample; at most the recipe's `loss.matching.max_rows`."""
     chunk_mib: int | None
     """The largest `loss.matching.chunk_mib` that fits, or that is of use; None where even the smallest does not fit."""
     peak: int
@@ -36,18 +36,21 @@ def fit_matching(
 ) -> list[Fit]:
     """For each kind of rows, the largest chunk that keeps the peak at or below the limit."""
 
+    max_rows = recipe.loss.matching.max_rows
+
     def peak(rows: RowKind, chunk_mib: int) -> int:
-        return plan_memory(_with(recipe, rows, chunk_mib), student, teacher, step, execution).peak
+        return plan_memory(_with(recipe, rows, chunk_mib, max_rows), student, teacher, step, execution).peak
 
     def fits(rows: RowKind, chunk_mib: int) -> bool:
         return peak(rows, chunk_mib) <= limit_bytes
 
     found: list[Fit] = []
     for rows in get_args(RowKind):
-        useful = _largest_useful(_with(recipe, rows, 1), student, teacher, step)
+        useful = _largest_useful(_with(recipe, rows, 1, max_rows), student, teacher, step)
         chunk_mib = _largest(useful, partial(fits, rows))
         largest_peak = peak(rows, max(chunk_mib, 1))
-        found.append(Fit(rows=rows, num_rows=step.rows(rows), chunk_mib=chunk_mib or None, peak=largest_peak))
+        num_rows = matched_rows(step, replace(recipe.loss.matching, rows=rows))
+        found.append(Fit(rows=rows, num_rows=num_rows, chunk_mib=chunk_mib or None, peak=largest_peak))
     return found
 
 
@@ -59,13 +62,16 @@ def fit_rows(
     execution: Execution,
     limit_bytes: int,
 ) -> int:
-    """How many rows of each sample may be matched under the limit, with the smallest chunks; 0 if none."""
+    """How many of the rows that the recipe matches in each sample fit the limit, with the smallest chunks; 0 if none.
+
+    As `loss.matching.max_rows` it draws so many of them.
+    """
 
     def fits(max_rows: int) -> bool:
-        sampled = _with(recipe, "all", 1, max_rows=max_rows)
+        sampled = _with(recipe, recipe.loss.matching.rows, 1, max_rows)
         return plan_memory(sampled, student, teacher, step, execution).peak <= limit_bytes
 
-    return _largest(step.sample_tokens, fits)
+    return _largest(matched_rows(step, recipe.loss.matching), fits)
 
 
 def _largest(highest: int, fits: Callable[[int], bool]) -> int:
@@ -77,7 +83,7 @@ def _largest(highest: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def _with(recipe: Recipe, rows: RowKind, chunk_mib: int, max_rows: int | None = None) -> Recipe:
+def _with(recipe: Recipe, rows: RowKind, chunk_mib: int, max_rows: int | None) -> Recipe:
     matching = replace(recipe.loss.matching, rows=rows, chunk_mib=chunk_mib, max_rows=max_rows)
     return replace(recipe, loss=replace(recipe.loss, matching=matching))
 

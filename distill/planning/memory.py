@@ -11,9 +11,10 @@ from distill.planning.activations import (
     student_activations,
     vision_transient,
 )
+from distill.planning.recorded import load_recorded
 from distill.planning.shapes import DecoderShape, ModelShape
 from distill.planning.step import StepShape, matched_rows
-from distill.recipe import LayerPair, Recipe
+from distill.recipe import LayerPair, Quantization, Recipe
 from rope_gain import RopeGainConfig
 
 MIB = 2**20
@@ -49,6 +50,8 @@ class Memory:
     """What the teacher holds while it makes the next step's signals, beside the student's step."""
     host: Parts = field(default_factory=dict)
     """In the host's memory, where the device is not the host."""
+    teacher_device: Parts = field(default_factory=dict)
+    """Where a teacher has a device of its own: everything that is there."""
 
     @property
     def peak(self) -> int:
@@ -72,19 +75,35 @@ def plan_memory(
     teacher_phases: dict[str, Parts] = {}
     if teacher is not None:
         always["teacher signals, two of them"] = 2 * signal_bytes(recipe, teacher, step)
+    teacher_device: Parts = {}
     if teacher is not None and not is_recorded(recipe):
-        shards = execution.num_processes if execution.is_sharded else 1
-        always["teacher weights"] = teacher.parameters.total * teacher.value_bytes // shards
-        always["teacher image features, cached"] = _feature_cache(recipe, teacher, step)
-        teacher_phases = {
-            "images": {"vision tower": vision_transient(teacher, step)},
-            "forward": {"activations": forward_transient(teacher, step)},
-        }
+        teacher_always, teacher_phases = _teacher(recipe, teacher, step, execution)
+        if has_own_device(recipe, execution):
+            largest = max(teacher_phases.values(), key=lambda parts: sum(parts.values()))
+            teacher_device = {**teacher_always, **largest, "signals": signal_bytes(recipe, teacher, step)}
+            teacher_phases = {}
+        else:
+            always.update(teacher_always)
     phases = _student_phases(recipe, student, teacher, step, execution)
     host = _host(recipe, student, step)
     if execution.device == "cpu":
-        return Memory(always={**always, **host}, phases=phases, teacher_phases=teacher_phases)
-    return Memory(always=always, phases=phases, teacher_phases=teacher_phases, host=host)
+        always, host = {**always, **host}, {}
+    return Memory(always=always, phases=phases, teacher_phases=teacher_phases, host=host, teacher_device=teacher_device)
+
+
+def _teacher(
+    recipe: Recipe, teacher: ModelShape, step: StepShape, execution: Execution
+) -> tuple[Parts, dict[str, Parts]]:
+    """What a live teacher holds all the time, and in its phases."""
+    shards = execution.num_processes if execution.is_sharded else 1
+    always = {
+        "teacher weights": teacher_bytes(recipe, teacher) // shards,
+        "teacher image features, cached": _feature_cache(recipe, teacher, step),
+    }
+    forward = {"activations": forward_transient(teacher, step)}
+    if _quantization(recipe) is not None:
+        forward["one matrix, unpacked"] = teacher.decoder.hidden * teacher.decoder.mlp * teacher.value_bytes
+    return always, {"images": {"vision tower": vision_transient(teacher, step)}, "forward": forward}
 
 
 def _student_always(
@@ -145,6 +164,30 @@ def is_recorded(recipe: Recipe) -> bool:
     return recipe.teacher is not None and recipe.teacher.recording is not None
 
 
+def has_own_device(recipe: Recipe, execution: Execution) -> bool:
+    """Whether a live teacher runs on a device that is not the student's."""
+    name = None if recipe.teacher is None or is_recorded(recipe) else recipe.teacher.device
+    return name is not None and name not in (execution.device, f"{execution.device}:0")
+
+
+def teacher_bytes(recipe: Recipe, teacher: ModelShape) -> int:
+    """Bytes of a live teacher's weights.
+
+    Quantised are the linear layers but the head. NF4 with double quantization has half a byte a weight, a byte for
+    each block of 64 and a float32 for each 256 of these (arXiv 2305.14314); the others a byte, and scales of rows,
+    which are a thousandth of that and left out.
+    """
+    quantization, linear = _quantization(recipe), teacher.parameters.linear
+    if quantization is None:
+        return teacher.parameters.total * teacher.value_bytes
+    bits = 4 + 8 / 64 + 32 / (64 * 256) if quantization == "bitsandbytes_4bit" else 8
+    return round(linear * bits / 8) + (teacher.parameters.total - linear) * teacher.value_bytes
+
+
+def _quantization(recipe: Recipe) -> Quantization | None:
+    return None if recipe.teacher is None else recipe.teacher.quantization
+
+
 def trained_bytes(recipe: Recipe, student: ModelShape) -> int:
     """Bytes of the trained parameters, and so of their gradients; gains and mixing weights left out."""
     if recipe.lora is not None:
@@ -187,7 +230,11 @@ def mixing_parameters(recipe: Recipe, student: ModelShape, teacher: ModelShape |
 
 
 def signal_bytes(recipe: Recipe, teacher: ModelShape, step: StepShape) -> int:
-    """What one step keeps of the teacher: q and k of each layer that a loss looks at, and logits on the answer."""
+    """What one step keeps of the teacher: q and k of each layer that a loss looks at, and logits on the answer.
+
+    From a recording, q and k come in its dtype, and of the likeliest tokens a float32, an int64, and for each row a
+    float32 of the others.
+    """
     loss = recipe.loss
     pairs: list[LayerPair] = []
     if loss.alignment_weight > 0:
@@ -196,8 +243,12 @@ def signal_bytes(recipe: Recipe, teacher: ModelShape, step: StepShape) -> int:
         pairs.extend(loss.matching.layers)
     layers = {pair.teacher % teacher.decoder.num_layers for pair in pairs}
     per_token = len(layers) * (teacher.decoder.query + teacher.decoder.key)
-    answers = step.num_samples * step.answer_rows * teacher.decoder.vocabulary
-    return teacher.value_bytes * (per_token * step.num_tokens + answers)
+    answers = step.num_samples * step.answer_rows
+    recorded = load_recorded(recipe)
+    if recorded is None:
+        return teacher.value_bytes * (per_token * step.num_tokens + answers * teacher.decoder.vocabulary)
+    of_answer = teacher.value_bytes * teacher.decoder.vocabulary if recorded.top_k is None else 12 * recorded.top_k + 4
+    return recorded.value_bytes * per_token * step.num_tokens + answers * of_answer
 
 
 def matching_bytes(recipe: Recipe, student: ModelShape, teacher: ModelShape | None, step: StepShape) -> tuple[int, int]:

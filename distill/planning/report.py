@@ -7,7 +7,7 @@ from distill.planning.compute import Compute
 from distill.planning.fit import Fit
 from distill.planning.memory import Memory, Parts, gain_parameters, mixing_parameters, trained_parameters
 from distill.planning.shapes import ModelShape
-from distill.planning.step import StepShape
+from distill.planning.step import StepShape, matched_rows
 from distill.recipe import Recipe
 
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
@@ -31,7 +31,7 @@ class Plan:
     fits: list[Fit]
     """With a limit: what of the matching fits."""
     fitting_rows: int | None
-    """With a limit: how many rows of each sample may be matched, with the smallest chunks."""
+    """With a limit: how many of the recipe's rows of each sample may be matched, with the smallest chunks."""
     measured_bytes: int | None
 
     @property
@@ -59,7 +59,7 @@ class Plan:
 
     def to_text(self) -> str:
         """The plan for a person."""
-        blocks = [_parameter_lines(self), _step_lines(self), _memory_lines(self.memory), _compute_lines(self)]
+        blocks = [_parameter_lines(self), _step_lines(self), _memory_lines(self), _compute_lines(self)]
         if self.limit_bytes is not None:
             blocks.append(_fit_lines(self, self.limit_bytes))
         if self.measured_bytes is not None:
@@ -97,7 +97,8 @@ def _step_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def _memory_lines(memory: Memory) -> list[str]:
+def _memory_lines(plan: Plan) -> list[str]:
+    memory = plan.memory
     lines = ["memory on each device", *_part_lines("all the time", memory.always)]
     for name, parts in memory.phases.items():
         lines.extend(_part_lines(name, parts))
@@ -106,6 +107,8 @@ def _memory_lines(memory: Memory) -> list[str]:
     lines.append(_row("peak", _bytes(memory.peak), "all the time + the largest of the student + that of the teacher"))
     if memory.host:
         lines.extend(_part_lines("on the host", memory.host))
+    if memory.teacher_device and plan.recipe.teacher is not None:
+        lines.extend(_part_lines(f"on the teacher's own device, {plan.recipe.teacher.device}", memory.teacher_device))
     return lines
 
 
@@ -136,7 +139,8 @@ def _fit_lines(plan: Plan, limit_bytes: int) -> list[str]:
         found = f"chunk_mib up to {fit.chunk_mib}" if fit.chunk_mib else "does not fit with chunk_mib 1"
         lines.append(_row(f"rows: {fit.rows}", found, f"{fit.num_rows:,} rows a sample, peak {_bytes(fit.peak)}"))
     if plan.fitting_rows:
-        lines.append(_row("rows at most", f"{plan.fitting_rows:,}", f"of the {plan.part.sample_tokens:,} of a sample"))
+        matched = matched_rows(plan.part, plan.recipe.loss.matching)
+        lines.append(_row("rows at most", f"{plan.fitting_rows:,}", f"of a sample's {matched:,} by the recipe"))
     else:
         lines.append(
             "  the rest alone is too large: lower data.tokens_per_step, raise train.micro_batches, turn on "

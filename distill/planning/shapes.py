@@ -3,13 +3,10 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distill.loading import resolve_path
 from distill.recipe import ModelConfig
-
-if TYPE_CHECKING:
-    from torch import nn
 
 SHAPES_FOLDER = Path(__file__).parents[1] / "recipes" / "shapes"
 """One config.json for each Hub name of the recipes: the facts that give the sizes, nothing else."""
@@ -80,6 +77,8 @@ class ParameterCounts:
     """0 where the head is the embeddings."""
     largest: int
     """Of the largest single tensor."""
+    linear: int
+    """Weights of linear layers, the head left out: what quantization takes."""
 
     @property
     def layers(self) -> int:
@@ -213,6 +212,7 @@ _VISION_READERS = {"qwen2_5_vl": _qwen2_5_vision, "qwen3_vl": _qwen3_vision, "in
 
 def _count_parameters(config: Any) -> ParameterCounts:
     import torch
+    from torch import nn
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
@@ -225,4 +225,9 @@ def _count_parameters(config: Any) -> ParameterCounts:
         embeddings=sum(size for name, size in sizes.items() if name.endswith("embed_tokens.weight")),
         head=sizes.get("lm_head.weight", 0),
         largest=max(sizes.values()),
+        linear=sum(
+            module.weight.numel()
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and name != "lm_head"
+        ),
     )

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,15 +13,17 @@ import rope_gain
 from distill.cli import main
 from distill.config import load_config
 from distill.data.collate import Collator
-from distill.loading import make_source
+from distill.families import find_family
+from distill.loading import load_model, make_source
 from distill.model import SignalModel
 from distill.planning.compute import plan_compute
 from distill.planning.fit import fit_matching, fit_rows
 from distill.planning.make import make_plan
-from distill.planning.memory import Execution, plan_memory
+from distill.planning.memory import Execution, plan_memory, signal_bytes, teacher_bytes
 from distill.planning.shapes import load_shape
 from distill.planning.step import Assumption, image_tokens, plan_step
 from distill.recipe import ModelConfig, Recipe
+from distill.recording.teacher import open_recorded_teacher
 
 RECIPES = Path(__file__).parents[2] / "distill" / "recipes"
 SEVEN = RECIPES / "qwen2.5-vl-7b.yaml"
@@ -155,11 +158,101 @@ def test_the_rows_that_fit_are_as_many_as_can_be() -> None:
     # Of so many layers that the losses are the largest moment of a step.
     layers = ", ".join(f"{{student: {layer}, teacher: {layer}}}" for layer in range(16))
     settings = ("train.micro_batches=1", "train.gradient_checkpointing=false", f"loss.matching.layers=[{layers}]")
-    recipe, student, teacher, part = large(*settings, "loss.matching.chunk_mib=1", "loss.matching.rows=question")
+    settings = (*settings, "loss.matching.chunk_mib=1")
     execution = Execution(device="cuda")
-    limit = plan_memory(recipe, student, teacher, replace(part, question_rows=6000), execution).peak
-    assert fit_rows(recipe, student, teacher, part, execution, limit) == 6000
-    assert fit_rows(recipe, student, teacher, part, execution, 2**30) == 0
+    limit = plan_memory(*large(*settings, "loss.matching.max_rows=6000"), execution).peak
+    assert fit_rows(*large(*settings), execution, limit) == 6000
+    assert fit_rows(*large(*settings), execution, 2**30) == 0
+    # No more than the recipe looks at.
+    assert fit_rows(*large(*settings, "loss.matching.max_rows=500"), execution, limit) == 500
+    assert fit_rows(*large(*settings, "loss.matching.rows=question"), execution, limit) == Assumption().question_tokens
+
+
+def test_what_fits_is_of_the_rows_that_the_recipe_draws() -> None:
+    drawn = large("train.micro_batches=1", "loss.matching.max_rows=100")
+    fits = fit_matching(*drawn, Execution(device="cuda"), 2**60)
+    assert {fit.rows: fit.num_rows for fit in fits} == {"all": 100, "question": 48, "answer": 2}
+    every = fit_matching(*large("train.micro_batches=1"), Execution(device="cuda"), 2**60)
+    assert fits[0].peak < every[0].peak
+    assert fits[1:] == every[1:]
+
+
+@pytest.mark.parametrize(("top_k", "dtype"), [(None, "float32"), (8, "bfloat16")])
+def test_recorded_signals_are_counted_as_they_come(
+    recipe_path: Path, tmp_path: Path, processor: Any, top_k: int | None, dtype: str
+) -> None:
+    folder = tmp_path / "recording"
+    kept = ["--top-k", str(top_k or "all"), "--dtype", dtype]
+    assert main(["record", str(recipe_path), str(folder), "train.steps=1", *kept]) == 0
+    recipe = load_config(Recipe, recipe_path, [f"teacher.recording={folder}", "train.steps=1"])
+    assert recipe.teacher is not None
+    teacher = open_recorded_teacher(recipe, processor)
+    model = load_model(recipe.student, torch.device("cpu"))
+    collate = Collator(processor, find_family(model).rope_index(model))
+    source = make_source(recipe.data, seed=recipe.train.seed, count_tokens=collate.count_tokens)
+    batch = collate(source.samples(0))
+    signals = teacher.signals(batch, [2])
+    parts: list[Any] = [signals.layers[2].q_BHTD, signals.layers[2].k_BKTD, signals.logits_NV]
+    if signals.top_logits is not None:
+        parts += [signals.top_logits.log_p_NK, signals.top_logits.token_NK, signals.top_logits.log_rest_N]
+    num_samples, num_tokens = batch.input_ids_BT.shape
+    shape = load_shape(recipe.teacher, "teacher.path")
+    step = replace(
+        plan_step(recipe, shape.vision, Assumption()),
+        num_samples=1,
+        sample_tokens=num_samples * num_tokens,
+        answer_rows=int(batch.answer_BT.sum()),
+    )
+    # All logits are recorded up to the tokenizer's true size; the plan knows the model's.
+    padding = 0 if top_k else 4 * step.answer_rows * (shape.decoder.vocabulary - len(processor.tokenizer))
+    assert signal_bytes(recipe, shape, step) == sum(part.nbytes for part in parts) + padding
+
+
+def test_a_recording_that_is_not_there_yet_is_one_by_default() -> None:
+    recipe, _, teacher, part = large("teacher.recording=nowhere")
+    live = signal_bytes(large()[0], teacher, part)
+    logits = part.num_samples * part.answer_rows * (2 * teacher.decoder.vocabulary - (64 * 12 + 4))
+    assert signal_bytes(recipe, teacher, part) == live - logits
+
+
+def test_a_quantised_teacher_is_smaller() -> None:
+    recipe, _, teacher, _ = large()
+    whole = teacher_bytes(recipe, teacher)
+    eight, four = (teacher_bytes(large(f"teacher.quantization=bitsandbytes_{bits}bit")[0], teacher) for bits in (8, 4))
+    # Embeddings and head stay, 2.9 GiB of 62.3.
+    assert 0.5 < eight / whole < 0.55
+    assert 0.28 < four / whole < 0.31
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_teacher_has_the_planned_bytes(bits: int) -> None:
+    overrides = ["teacher.path=miniature:teacher", f"teacher.quantization=bitsandbytes_{bits}bit"]
+    recipe = load_config(Recipe, RECIPES / "miniature.yaml", overrides)
+    assert recipe.teacher is not None
+    model = load_model(recipe.teacher, torch.device("cpu"))
+    planned = teacher_bytes(recipe, load_shape(recipe.teacher, "teacher.path"))
+    # Scales of rows, and those of blocks, which transformers does not count.
+    assert planned == pytest.approx(model.get_memory_footprint(return_buffers=False), rel=0.05)
+
+
+def test_a_teacher_on_its_own_device_is_not_on_the_students() -> None:
+    recipe, student, teacher, part = large("teacher.device=cuda:1")
+    execution = Execution(device="cuda")
+    memory = plan_memory(recipe, student, teacher, part, execution)
+    beside = plan_memory(*large(), execution)
+    assert memory.teacher_device["teacher weights"] == teacher_bytes(recipe, teacher)
+    assert "teacher weights" not in memory.always
+    assert not memory.teacher_phases
+    assert memory.peak < beside.peak - 60 * 2**30
+    assert sum(memory.teacher_device.values()) < beside.peak - memory.peak + 2**30
+    for same in ("cuda", "cuda:0", "null"):
+        assert plan_memory(*large(f"teacher.device={same}"), execution) == beside
+
+
+def test_the_teachers_own_device_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(SEVEN), "teacher.device=cuda:1", "--tflops", "400"]) == 0
+    assert "on the teacher's own device, cuda:1" in capsys.readouterr().out
 
 
 def test_where_nothing_fits_the_plan_says_what_to_change(capsys: pytest.CaptureFixture[str]) -> None:
