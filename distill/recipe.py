@@ -235,6 +235,8 @@ class DataConfig:
     tokens_per_step: int
     """Samples of about equal length fill a step up to this many prompt and answer tokens."""
     max_samples_per_step: int = 64
+    mix_lengths: bool = False
+    """Samples of any length, in random order, fill a step; needs `train.packing`, which pads none to the longest."""
     on_bad_sample: Literal["fatal", "skip"] = "fatal"
     """A sample that is malformed, too long or without its images ends the run, or is left out, reported and counted."""
     max_tokens_per_sample: int | None = None
@@ -351,6 +353,11 @@ class Recipe:
             raise ValueError("teacher: missing, expected a model: loss.lambda_laid or loss.lambda_kl is above 0")
         if not self.loss.needs_teacher and self.teacher is not None:
             raise ValueError("teacher: given, expected none: no term of the loss looks at it")
+        if self.data.mix_lengths and not self.train.packing:
+            raise ValueError(
+                "data.mix_lengths: true without train.packing, expected both: padded to its longest sample, a step "
+                "would be many times data.tokens_per_step"
+            )
         if self.train.attention == "flash_attention_2":
             self._check_half_precision()
 

@@ -1,8 +1,8 @@
 """Samples on disk as training steps: every epoch meets every usable sample once."""
 
-import itertools
 import random
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -16,7 +16,9 @@ from distill.recipe import DataConfig
 
 
 class EpochSource:
-    """Steps of about equally long samples, shuffled by seed and epoch; the same in every process and after a resume.
+    """Steps of about equally long samples, or of any, shuffled by seed and epoch.
+
+    They are the same in every process and after a resume.
 
     Of each sample only its place and its length stay in memory: 40 bytes.
     """
@@ -54,7 +56,7 @@ class EpochSource:
         tally.finish()
         if not self._lengths:
             raise ValueError(f"data: {tally}; expected at least one sample to train on")
-        self._step_sizes = step_sizes(sorted(self._lengths), config)
+        self._first_steps = [0]
         self._plan = lru_cache(maxsize=1)(self._make_plan)
 
     def samples(self, step: int) -> list[Sample]:
@@ -63,8 +65,12 @@ class EpochSource:
         Raises:
             BadSampleError: a sample was changed since it was checked.
         """
-        epoch, index = divmod(step, len(self._step_sizes))
-        return [self._read(self._place(sample), self._images.load) for sample in self._plan(epoch)[index]]
+        # Of any lengths, not every epoch has as many steps.
+        while self._first_steps[-1] <= step:
+            self._first_steps.append(self._first_steps[-1] + len(self._plan(len(self._first_steps) - 1)))
+        epoch = bisect_right(self._first_steps, step) - 1
+        chosen = self._plan(epoch)[step - self._first_steps[epoch]]
+        return [self._read(self._place(sample), self._images.load) for sample in chosen]
 
     def _add(self, place: Place, count_tokens: CountTokens, limit: int | None, tally: Tally) -> None:
         try:
@@ -109,22 +115,26 @@ class EpochSource:
     def _make_plan(self, epoch: int) -> list[list[int]]:
         rng = random.Random(f"epoch/{self._seed}/{epoch}")
         samples = rng.sample(range(len(self._lengths)), len(self._lengths))
+        if self._config.mix_lengths:
+            return self._fill_steps(samples)
         # Stable: samples of equal length stay in random order, so that others meet in each epoch.
         samples.sort(key=self._lengths.__getitem__)
-        remaining = iter(samples)
-        steps = [list(itertools.islice(remaining, size)) for size in self._step_sizes]
+        steps = self._fill_steps(samples)
         rng.shuffle(steps)
         return steps
 
-
-def step_sizes(sorted_lengths: Sequence[int], config: DataConfig) -> list[int]:
-    """Numbers of samples per step, shortest first; the same in every epoch, since the lengths are."""
-    sizes: list[int] = []
-    count = 0
-    for length in sorted_lengths:
-        is_full = count == config.max_samples_per_step or (count + 1) * length > config.tokens_per_step
-        if count and is_full:
-            sizes.append(count)
-            count = 0
-        count += 1
-    return [*sizes, count]
+    def _fill_steps(self, samples: Sequence[int]) -> list[list[int]]:
+        """Neighbours together; without mixed lengths they come shortest first and count as padded to the longest."""
+        config = self._config
+        steps: list[list[int]] = []
+        step: list[int] = []
+        num_tokens = 0
+        for sample in samples:
+            length = self._lengths[sample]
+            with_it = num_tokens + length if config.mix_lengths else (len(step) + 1) * length
+            if step and (len(step) == config.max_samples_per_step or with_it > config.tokens_per_step):
+                steps.append(step)
+                step, with_it = [], length
+            step.append(sample)
+            num_tokens = with_it
+        return [*steps, step]

@@ -12,7 +12,7 @@ from distill.recipe import DataConfig, MiniatureData
 
 
 class MiniatureSource:
-    """Steps of equally long haystacks, each step with a size and questions of its own.
+    """Steps of equally long haystacks, or of any lengths, each step with sizes and questions of its own.
 
     The images come from `renderings` drawings of each pair of objects, so that features of a frozen vision tower are
     computed once per drawing. Evaluation items are drawn afresh and from other seeds: none is met in training.
@@ -28,13 +28,29 @@ class MiniatureSource:
     def samples(self, step: int) -> list[Sample]:
         """The samples of this step; the same arguments always give the same samples."""
         rng = random.Random(f"miniature/{self._seed}/{step}")
-        sizes = self._miniature.sizes
-        chosen = rng.choices(sizes, [each.weight for each in sizes])[0]
-        num_images = rng.randint(chosen.least, chosen.most)
+        if self._config.mix_lengths:
+            return self._mixed_samples(rng, step)
+        num_images = self._size(rng)
         first = self._sample(rng, num_images, f"step {step}, sample 0")
         room = self._config.tokens_per_step // self._count_tokens(first)
         count = max(1, min(room, self._config.max_samples_per_step))
         return [first, *(self._sample(rng, num_images, f"step {step}, sample {i}") for i in range(1, count))]
+
+    def _mixed_samples(self, rng: random.Random, step: int) -> list[Sample]:
+        samples: list[Sample] = []
+        room = self._config.tokens_per_step
+        while len(samples) < self._config.max_samples_per_step:
+            sample = self._sample(rng, self._size(rng), f"step {step}, sample {len(samples)}")
+            room -= self._count_tokens(sample)
+            if samples and room < 0:
+                break
+            samples.append(sample)
+        return samples
+
+    def _size(self, rng: random.Random) -> int:
+        sizes = self._miniature.sizes
+        chosen = rng.choices(sizes, [each.weight for each in sizes])[0]
+        return rng.randint(chosen.least, chosen.most)
 
     def _sample(self, rng: random.Random, num_images: int, name: str) -> Sample:
         kind: Kind = "open" if rng.random() < self._miniature.open_share else "yes_no"

@@ -168,6 +168,12 @@ def test_packed_training_of_adapters_with_drawn_rows_equals_padded_training(trai
     assert_same_run(train("train.packing=true", *settings), train(*settings))
 
 
+def test_steps_of_mixed_lengths_in_parts_equal_those_in_one_piece(train: Any) -> None:
+    mixed = ["train.packing=true", "data.mix_lengths=true", "loss.matching.rows=all"]
+    expected = train(*mixed)
+    assert_same_run(train(*mixed, "train.micro_batches=3"), expected)
+
+
 def test_packed_training_in_two_processes_equals_padded_training_in_one(
     write_recipe: Callable[[Path], Path], tmp_path: Path, whole: Any
 ) -> None:

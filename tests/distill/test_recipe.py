@@ -37,6 +37,7 @@ def test_the_miniature_recipe_loads_and_uses_every_part_of_the_loss() -> None:
         ("data.images.url_hosts=[a.org]", "data.images.url_cache: expected a folder together with url_hosts"),
         ("data.images.url_cache=x", "data.images.url_cache: expected a folder together with url_hosts"),
         ("train.steps=0", "train.steps: 0, expected at least 1"),
+        ("data.mix_lengths=true", "data.mix_lengths: true without train.packing, expected both"),
         ("train.attention=eager", "train.attention: 'eager', expected one of sdpa, flash_attention_2, flex_attention"),
         ("train.attention=flash_attention_2", "train.mixed_precision: 'no' with a float32 student, expected 'bf16'"),
     ],

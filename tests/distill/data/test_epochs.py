@@ -63,6 +63,23 @@ def test_a_step_stays_within_the_budget(open_lines: Any) -> None:
     assert lengths == [[4, 4], [4, 4], [5], [9], [30]]
 
 
+def test_steps_of_mixed_lengths_hold_as_many_tokens_as_fit(open_lines: Any) -> None:
+    """Every epoch has steps of its own, and as many as it needs; it does not matter which is asked for first."""
+    counts = [*[1, 2, 3, 5, 8] * 8, 30]
+    lines = [words(count) for count in counts]
+    source = open_lines(lines, tokens_per_step=15, max_samples_per_step=6, mix_lengths=True)
+    met = names(source, range(60))
+    lengths = [[counts[int(name) - 1] for name in step] for step in met]
+    assert all(sum(step) <= 15 or step == [30] for step in lengths)
+    assert sum(len(set(step)) > 1 for step in lengths) > 40
+    flat = list(itertools.chain(*met))
+    assert sorted(flat[:41], key=int) == [str(number) for number in range(1, 42)]
+    assert sorted(flat[41:82], key=int) == sorted(flat[:41], key=int)
+    assert flat[41:82] != flat[:41]
+    again = open_lines(lines, tokens_per_step=15, max_samples_per_step=6, mix_lengths=True)
+    assert [names(again, range(step, step + 1))[0] for step in (59, 3, 30)] == [met[59], met[3], met[30]]
+
+
 def test_of_the_samples_only_places_and_lengths_stay_in_memory(open_lines: Any) -> None:
     lines = [words(1, "x" * 20_000)] * 200
     tracemalloc.start()

@@ -1,14 +1,16 @@
+from typing import Any
+
 from distill.data.miniature import MiniatureSource
 from distill.data.sample import Sample
 from distill.recipe import DataConfig, MiniatureData, SizeRange
 
 
 def make_source(
-    *, tokens_per_step: int = 100, max_samples_per_step: int = 64, open_share: float = 0.5, seed: int = 0
+    *, open_share: float = 0.5, seed: int = 0, tokens_per_step: int = 100, **settings: Any
 ) -> MiniatureSource:
     sizes = (SizeRange(least=1, most=2, weight=1.0), SizeRange(least=9, most=10, weight=3.0))
     miniature = MiniatureData(sizes=sizes, open_share=open_share, renderings=2)
-    config = DataConfig(tokens_per_step=tokens_per_step, max_samples_per_step=max_samples_per_step, miniature=miniature)
+    config = DataConfig(tokens_per_step=tokens_per_step, miniature=miniature, **settings)
     return MiniatureSource(config, miniature, seed=seed, count_tokens=lambda sample: 6 * len(sample.images))
 
 
@@ -34,6 +36,15 @@ def test_samples_of_a_step_are_equally_long_and_fill_the_budget() -> None:
         assert len(samples) == 130 // (6 * num_images)
     assert len(make_source(tokens_per_step=130, max_samples_per_step=2).samples(0)) == 2
     assert len(make_source(tokens_per_step=1).samples(0)) == 1
+
+
+def test_mixed_lengths_fill_the_budget_and_not_more() -> None:
+    source = make_source(tokens_per_step=130, mix_lengths=True)
+    steps = [[6 * len(sample.images) for sample in source.samples(step)] for step in range(20)]
+    assert all(130 - 6 * 10 < sum(lengths) <= 130 for lengths in steps)
+    assert sum(len(set(lengths)) > 1 for lengths in steps) > 15
+    assert len(make_source(tokens_per_step=130, max_samples_per_step=2, mix_lengths=True).samples(0)) == 2
+    assert len(make_source(tokens_per_step=1, mix_lengths=True).samples(0)) == 1
 
 
 def test_sizes_are_drawn_by_weight() -> None:
