@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
-Reason = Literal["malformed", "missing image", "unreadable image", "image count", "too long"]
+Reason = Literal["malformed", "missing image", "unreadable image", "image count", "video", "too long"]
 
 _PRINTED = 20
 

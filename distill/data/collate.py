@@ -14,6 +14,7 @@ from distill.data.bad_samples import BadSampleError
 from distill.data.batch import Batch
 from distill.data.patches import Patches, PatchMaker
 from distill.data.sample import Sample
+from distill.data.videos import not_supported
 from distill.families import processor_family
 from distill.families.family import RopeIndex
 
@@ -60,7 +61,8 @@ class Collator:
         """Encodes and pads the samples.
 
         Raises:
-            BadSampleError: a sample's images and placeholders differ in number; the message names the sample.
+            BadSampleError: a sample's images and placeholders differ in number, or it has a placeholder of a video; the
+                message names the sample.
         """
         encoded = [self.encode(sample) for sample in samples]
         lengths_B = torch.tensor([len(each.input_ids_T) for each in encoded])
@@ -116,6 +118,8 @@ class Collator:
         """The prompt with one placeholder for each image."""
         messages = list(sample.messages)
         prompt: str = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if self._processor.video_token in prompt:
+            raise BadSampleError("video", f"{sample.name}: {not_supported(self._processor.video_token)}")
         num_places, num_images = prompt.count(self._processor.image_token), len(sample.images)
         if num_places != num_images:
             message = f"{sample.name}: {num_places} image placeholders for {num_images} images"

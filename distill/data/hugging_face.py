@@ -9,6 +9,7 @@ from distill.data.images import image_ref
 from distill.data.messages import parse_with_images
 from distill.data.records import ImageRef, Place, TakeImage
 from distill.data.sample import Sample
+from distill.data.videos import check_record
 from distill.recipe import HuggingFaceData
 
 
@@ -45,6 +46,7 @@ class HuggingFaceRecords:
     def read(self, place: Place, take: TakeImage) -> Sample:
         """The sample of a row; raises as `Records.read`."""
         (record,) = self._rows[place.offset : place.offset + 1].to_pylist()
+        check_record(record)
         images = [self._image(each) for each in record.get("images") or []]
         messages = _with_places(record["messages"], len(images))
         return parse_with_images(messages, images, take, self.name(place))

@@ -8,6 +8,8 @@ from distill.data.json_file import JsonFile
 from distill.data.messages import parse_with_images
 from distill.data.records import Place, TakeImage
 from distill.data.sample import Sample
+from distill.data.videos import PLACEHOLDER as VIDEO_PLACEHOLDER
+from distill.data.videos import check_record, not_supported
 from distill.recipe import LlavaData
 
 PLACEHOLDER = "<image>"
@@ -27,6 +29,7 @@ class LlavaRecords(JsonFile):
     def read(self, place: Place, take: TakeImage) -> Sample:
         """The sample at a place; raises as `Records.read`."""
         record = self.record(place)
+        check_record(record)
         images = [image_ref(url, self._image_folder) for url in _images(record)]
         return parse_with_images(openai_messages(record["conversations"]), images, take, self.name(place))
 
@@ -35,6 +38,7 @@ def openai_messages(conversations: list[dict[str, str]]) -> list[dict[str, Any]]
     """The same turns in the OpenAI form; as in Qwen-VL's own training, blanks around a placeholder are dropped.
 
     Raises:
+        BadSampleError: a video has a place in it.
         ValueError, KeyError, TypeError, AttributeError: it is no such conversation.
     """
     return [_message(turn["from"], turn["value"]) for turn in conversations]
@@ -43,6 +47,8 @@ def openai_messages(conversations: list[dict[str, str]]) -> list[dict[str, Any]]
 def _message(sender: str, text: str) -> dict[str, Any]:
     if sender not in _ROLES:
         raise ValueError(f"from: {sender!r}, expected one of {', '.join(_ROLES)}")
+    if VIDEO_PLACEHOLDER in text:
+        raise not_supported(VIDEO_PLACEHOLDER)
     if PLACEHOLDER not in text:
         return {"role": _ROLES[sender], "content": text}
     content: list[dict[str, str]] = []

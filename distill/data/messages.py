@@ -6,6 +6,7 @@ from typing import Any
 from distill.data.bad_samples import BadSampleError
 from distill.data.records import ImageRef, TakeImage
 from distill.data.sample import Sample
+from distill.data.videos import check_messages
 
 TakePart = Callable[[dict[str, Any]], Any]
 """Turns a part that is no text into what the sample shall hold for it."""
@@ -17,9 +18,11 @@ def parse_messages(messages: list[dict[str, Any]], take_part: TakePart, name: st
     """The sample of a conversation whose last message is the answer.
 
     Raises:
-        BadSampleError, ValueError, KeyError, TypeError: it is no such conversation, or an image cannot be taken.
+        BadSampleError, ValueError, KeyError, TypeError: it is no such conversation, it has a video, or an image cannot
+            be taken.
     """
     *prompt, last = messages
+    check_messages(prompt)
     answer = _text(last["content"]) if last["role"] == "assistant" else None
     if answer is None:
         raise ValueError("expected the last message to be the assistant's, with text as its content")
@@ -34,6 +37,7 @@ def parse_with_images(messages: list[dict[str, Any]], images: Sequence[ImageRef]
     Raises:
         BadSampleError: also if there are not as many places as images.
     """
+    check_messages(messages)
     contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
     num_places = sum(part["type"] == "image" for content in contents for part in content)
     if num_places != len(images):

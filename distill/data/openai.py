@@ -8,6 +8,7 @@ from distill.data.json_file import JsonFile
 from distill.data.messages import parse_messages
 from distill.data.records import Place, TakeImage
 from distill.data.sample import Sample
+from distill.data.videos import check_record
 from distill.recipe import JsonlData
 
 
@@ -28,4 +29,7 @@ class OpenAiRecords(JsonFile):
                 raise ValueError(f"type: {part['type']!r}, expected 'text' or 'image_url'")
             return take(image_ref(part["image_url"]["url"], self._image_folder))
 
-        return parse_messages(self.record(place)["messages"], take_part, self.name(place))
+        record = self.record(place)
+        messages = record["messages"]
+        check_record(record)
+        return parse_messages(messages, take_part, self.name(place))

@@ -19,6 +19,7 @@ from distill.data.llava import openai_messages
 from distill.data.messages import parse_messages, parse_with_images
 from distill.data.records import Place, TakeImage
 from distill.data.sample import Sample
+from distill.data.videos import check_files, check_record
 from distill.recipe import WebDatasetData
 
 # A sample's files share their path up to the first dot of the file's name.
@@ -68,7 +69,9 @@ class WebDatasetRecords:
             members = _members(file.read(place.num_bytes))
         if "json" not in members:
             raise ValueError(f"files {', '.join(members)}, expected a .json with messages or conversations")
+        check_files(members)
         record = json.loads(members["json"])
+        check_record(record)
         messages = record["messages"] if "messages" in record else openai_messages(record["conversations"])
         images = {name: content for name, content in members.items() if f".{name.lower()}".endswith(_IMAGES)}
         if not _names_images(messages):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.data.bad_samples import BadSampleError
 from distill.data.batch import Batch
 from distill.data.collate import Collator
 from distill.data.images import ImageSize
@@ -166,6 +167,14 @@ def test_placeholders_in_the_text_are_not_taken_for_images(collate: Collator, pr
     forged = Sample(messages=({"role": "user", "content": processor.image_token},), answer="no", name="line 7")
     with pytest.raises(ValueError, match="line 7: 1 image placeholders for 0 images"):
         collate([forged])
+
+
+def test_a_video_s_place_in_the_text_is_refused(collate: Collator, processor: Any) -> None:
+    text = f"What happens in {processor.video_token}?"
+    forged = Sample(messages=({"role": "user", "content": text},), answer="no", name="line 7")
+    for refuse in (collate.encode, collate.count_tokens):
+        with pytest.raises(BadSampleError, match=r"line 7: .*: video: not supported"):
+            refuse(forged)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (300, 20), (8, 8), (150, 149)], ids=str)

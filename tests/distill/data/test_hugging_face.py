@@ -80,6 +80,18 @@ def test_a_bad_row_is_named(datasets: Any, rows: Any, open_source: Any, tmp_path
         open_source(hugging_face=HuggingFaceData(path=str(tmp_path / "data")))
 
 
+@pytest.mark.parametrize("place", ["column", "part"])
+def test_a_row_with_a_video_is_refused(datasets: Any, rows: Any, open_source: Any, tmp_path: Path, place: str) -> None:
+    if place == "column":
+        rows = [row | {"videos": ["1.mp4"] if number == 1 else []} for number, row in enumerate(rows)]
+    else:
+        rows[1]["messages"] = [question("video", "text"), ANSWER]
+    make_dataset(datasets, rows).save_to_disk(tmp_path / "data")
+    with pytest.raises(BadSampleError, match=r"data\[train\]:2: .*video.*: video: not supported") as caught:
+        open_source(hugging_face=HuggingFaceData(path=str(tmp_path / "data")))
+    assert caught.value.reason == "video"
+
+
 def test_images_of_the_table_are_not_decoded_before_their_header_is_checked(
     datasets: Any, rows: Any, open_source: Any, tmp_path: Path
 ) -> None:

@@ -79,6 +79,12 @@ def test_a_list_in_one_file_is_read_too(tmp_path: Path, open_source: Any) -> Non
         (line([image_part("missing.png")]), "data.jsonl:2: .*missing.png: no such file"),
         (line([image_part("data:image/png;base64,AAAA")]), "data.jsonl:2: image: data:.*expected an image"),
         (line([image_part("data:image/png;base64,A")]), "data.jsonl:2: image: data:.*expected an image"),
+        (
+            line([{"type": "video_url", "video_url": {"url": "1.mp4"}}]),
+            "data.jsonl:2: type: 'video_url': video: not",
+        ),
+        (line([{"type": "video", "video": "1.mp4"}]), "data.jsonl:2: type: 'video': video: not supported"),
+        (line("what?") | {"videos": ["1.mp4"]}, "data.jsonl:2: key 'videos': video: not supported"),
         (line([{"type": "audio"}]), "data.jsonl:2: type: 'audio', expected 'text' or 'image_url'"),
         (line([{"type": "text", "text": 5}]), "data.jsonl:2: text: 5, expected a string"),
     ],

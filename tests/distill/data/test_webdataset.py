@@ -80,6 +80,9 @@ def test_files_with_one_key_are_a_sample(
         ({"1.json": b"{}"}, "malformed", "expected a .json with messages or conversations, and images"),
         ({"1.json": messages(IMAGE)}, "image count", "1 image placeholders for 0 images"),
         ({"1.json": messages(QUESTION), "1.png": b""}, "image count", "0 image placeholders for 1 images"),
+        ({"1.json": messages(QUESTION), "1.clip.MP4": b"x"}, "video", "file clip.MP4: video: not supported"),
+        ({"1.json": messages({"type": "video"})}, "video", "type: 'video': video: not supported"),
+        ({"1.json": b'{"conversations": [], "video": "1"}'}, "video", "key 'video': video: not supported"),
         ({"1.json": messages(IMAGE), "1.png": b"x"}, "unreadable image", "1 bytes: expected an image"),
         (
             {"1.json": messages({"type": "image_url", "image_url": {"url": "2.png"}}), "1.1.png": b"x"},
