@@ -4,3 +4,4 @@ from typing import Literal
 
 RowKind = Literal["all", "question", "answer"]
 DistanceKind = Literal["token", "position", "image"]
+MatchingKernel = Literal["auto", "torch", "triton"]

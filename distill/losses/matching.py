@@ -7,6 +7,8 @@ is the mean over rows and student heads of KL(P_i ‖ p~^s_i). With γ = 0 it is
 Letters beside those of `distill.signals`: S student query heads, G query heads of one key-value head.
 """
 
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill.losses.kinds import DistanceKind
+from distill.losses.kinds import DistanceKind, MatchingKernel
 from distill.losses.rows import Places, Rows
 from distill.signals import QueryKey
 
@@ -38,6 +40,46 @@ class Tilt:
         return bias_BRT.masked_fill_(future_BRT, _UNSEEN)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is matched, and in how large chunks."""
+
+    student: QueryKey
+    teacher: QueryKey
+    rows: Rows
+    places: Places
+    tilt: Tilt
+    mixing_SH: Tensor | None
+    max_pairs: int
+    """About so many rows times keys in a chunk, each with all samples and heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """The KL summed over rows and heads, and its gradients, where asked for; all in the same floating type."""
+
+    total: Tensor
+    grad_q_BSRD: Tensor | None
+    """Of q at the rows."""
+    grad_k_BKTD: Tensor | None
+    grad_mixing_SH: Tensor | None
+
+    @classmethod
+    def zeros(cls, task: Task, dtype: torch.dtype, *, wants_qk: bool, wants_mixing: bool) -> "Sums":
+        """To add to."""
+        q_BSTD, k_BKTD = task.student.q_BHTD, task.student.k_BKTD
+        num_rows = task.rows.index_BR.shape[1]
+        shape = (*q_BSTD.shape[:2], num_rows, q_BSTD.shape[3])
+        return cls(
+            total=q_BSTD.new_zeros((), dtype=dtype),
+            grad_q_BSRD=q_BSTD.new_zeros(shape, dtype=dtype) if wants_qk else None,
+            grad_k_BKTD=k_BKTD.new_zeros(k_BKTD.shape, dtype=dtype) if wants_qk else None,
+            grad_mixing_SH=torch.zeros_like(task.mixing_SH, dtype=dtype)
+            if task.mixing_SH is not None and wants_mixing
+            else None,
+        )
+
+
 def attention_matching(
     student: QueryKey,
     teacher: QueryKey,
@@ -47,20 +89,24 @@ def attention_matching(
     tilt: Tilt,
     mixing_SH: Tensor | None,
     chunk_bytes: int,
+    kernel: MatchingKernel = "auto",
 ) -> Tensor:
     """Mean over rows and student heads of the tilted KL: a scalar with gradients to the student and the mixing.
 
     Sequences are padded on the right, so the causal mask alone keeps padding out of every valid row. The gradients
-    have a closed form and are made in the forward pass, chunk by chunk of rows: no map is computed twice or kept.
-    What is kept is float32 and as large as the student's q at these rows and its k.
+    have a closed form and are made in the forward pass, chunk by chunk: no map is kept. What is kept is float32 and as
+    large as the student's q at these rows and its k.
 
     Args:
         mixing_SH: weights of the teacher's query heads for each student head, rows summing to 1; None pairs heads
             one to one.
-        chunk_bytes: about the size of one float32 map [B, heads, rows of a chunk, T]; four live at a time.
+        chunk_bytes: about the size of one float32 map [B, heads, rows of a chunk, its keys]; four live at a time.
+        kernel: what computes it. `torch` runs anywhere; `triton` needs a CUDA device; `auto` takes Triton where it
+            is installed, the device is a CUDA device and a trial there agrees with `torch` (see `matching_check`).
 
     Raises:
-        ValueError: unequal head counts without mixing weights; a teacher that asks for gradients.
+        ValueError: unequal head counts without mixing weights; a teacher that asks for gradients; the kernel
+            `triton` for what it cannot take.
     """
     num_heads, num_teacher_heads = student.q_BHTD.shape[1], teacher.q_BHTD.shape[1]
     if mixing_SH is None and num_teacher_heads != num_heads:
@@ -70,63 +116,56 @@ def attention_matching(
         )
     if teacher.q_BHTD.requires_grad or teacher.k_BKTD.requires_grad:
         raise ValueError("attention matching: the teacher's q and k ask for gradients, expected them detached")
-    chunk_values = chunk_bytes // 4 // (len(rows.index_BR) * max(num_heads, num_teacher_heads))
+    task = Task(
+        student=student,
+        teacher=teacher,
+        rows=rows,
+        places=places,
+        tilt=tilt,
+        mixing_SH=mixing_SH,
+        max_pairs=chunk_bytes // 4 // (len(rows.index_BR) * max(num_heads, num_teacher_heads)),
+    )
     total: Tensor = _Matching.apply(  # type: ignore[no-untyped-call]
-        student.q_BHTD, student.k_BKTD, mixing_SH, student.scale, teacher, rows, places, tilt, chunk_values
+        student.q_BHTD, student.k_BKTD, mixing_SH, task, _chosen(kernel, task)
     )
     return total / (rows.valid_BR.sum() * num_heads)
 
 
+_SumsFunction = Callable[..., Sums]
+
+
+def _chosen(kernel: MatchingKernel, task: Task) -> _SumsFunction:
+    """The function of a kernel: `chunked_sums` or `triton_sums`."""
+    if kernel == "torch" or (kernel == "auto" and not task.student.q_BHTD.is_cuda):
+        return chunked_sums
+    if importlib.util.find_spec("triton") is None:
+        if kernel == "auto":
+            return chunked_sums
+        raise ValueError("loss.matching.kernel: 'triton' is not installed; pip install triton, or take 'torch'")
+    # Not above: Triton is not there on every system, and slow to import.
+    from distill.losses.matching_check import obstacle, works
+    from distill.losses.matching_triton import triton_sums
+
+    found = obstacle(task)
+    if kernel == "triton" and found is not None:
+        raise ValueError(f"loss.matching.kernel: 'triton' cannot take {found}, expected another kernel: 'auto'")
+    return triton_sums if kernel == "triton" or (found is None and works(task)) else chunked_sums
+
+
 class _Matching(torch.autograd.Function):
-    """Sum of the KL over rows and heads."""
+    """Sum of the KL over rows and heads; q, k and the mixing are those of the task, beside it for autograd."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        q_BSTD: Tensor,
-        k_BKTD: Tensor,
-        mixing_SH: Tensor | None,
-        scale: float,
-        teacher: QueryKey,
-        rows: Rows,
-        places: Places,
-        tilt: Tilt,
-        chunk_values: int,
+        ctx: Any, q_BSTD: Tensor, k_BKTD: Tensor, mixing_SH: Tensor | None, task: Task, sums_function: _SumsFunction
     ) -> Tensor:
-        dtype = torch.promote_types(q_BSTD.dtype, torch.float32)
-        student = _Keys(k_BKTD.to(dtype), scale)
-        target = _Keys(teacher.k_BKTD.to(dtype), teacher.scale)
-        weights_SH = None if mixing_SH is None else mixing_SH.to(dtype)
-        needs_qk, needs_mixing = any(ctx.needs_input_grad[:2]), ctx.needs_input_grad[2]
-        total = q_BSTD.new_zeros((), dtype=dtype)
-        grad_k_BKTD = torch.zeros_like(student.k_BKTD) if needs_qk else None
-        grad_mixing_SH = None if weights_SH is None or not needs_mixing else torch.zeros_like(weights_SH)
-        grad_q_BSRD = _empty_rows(q_BSTD, rows, dtype) if needs_qk else None
-        done = 0
-        for chunk, num_keys in rows.causal_chunks(chunk_values):
-            piece = slice(done, done := done + chunk.index_BR.shape[1])
-            valid_B1R1 = chunk.valid_BR[:, None, :, None].to(dtype)
-            bias_BRT = tilt.bias(places, chunk.index_BR, num_keys, dtype)
-            # Rows that are not there have q = 0 and weight 0, and so no part in any sum below.
-            q_BSRD = chunk.gather(q_BSTD).to(dtype) * valid_B1R1
-            log_s_BSRT = student.logits(q_BSRD, num_keys).add_(bias_BRT[:, None]).log_softmax(dim=-1)
-            p_BHRT = target.logits(chunk.gather(teacher.q_BHTD).to(dtype), num_keys).add_(bias_BRT[:, None]).softmax(-1)
-            p_BSRT = p_BHRT if weights_SH is None else torch.einsum("sh,bhrt->bsrt", weights_SH, p_BHRT)
-            ratio_BSRT = p_BSRT.clamp_min(torch.finfo(dtype).tiny).log_().sub_(log_s_BSRT)
-            kl_BSR = torch.linalg.vecdot(p_BSRT, ratio_BSRT)
-            total += (kl_BSR * valid_B1R1[..., 0]).sum()
-            if grad_mixing_SH is not None:
-                # d(P log(P/p))/dP = log(P/p) + 1, and each teacher row sums to 1.
-                ratio_BSRT *= valid_B1R1
-                grad_mixing_SH += torch.einsum("bsrt,bhrt->sh", ratio_BSRT, p_BHRT) + valid_B1R1.sum()
-            if grad_q_BSRD is not None and grad_k_BKTD is not None:
-                error_BSRT = log_s_BSRT.exp_().sub_(p_BSRT)
-                grad_q_BSRD[:, :, piece] = student.grad_q(error_BSRT) * valid_B1R1
-                student.add_grad_k(grad_k_BKTD, error_BSRT, q_BSRD)
-        ctx.save_for_backward(grad_q_BSRD, grad_k_BKTD, grad_mixing_SH, rows.index_BR)
+        # Autocast would take the maps' products in half precision.
+        with torch.autocast(q_BSTD.device.type, enabled=False):
+            sums = sums_function(task, wants_qk=any(ctx.needs_input_grad[:2]), wants_mixing=ctx.needs_input_grad[2])
+        ctx.save_for_backward(sums.grad_q_BSRD, sums.grad_k_BKTD, sums.grad_mixing_SH, task.rows.index_BR)
         ctx.num_tokens = q_BSTD.shape[2]
         ctx.dtypes = q_BSTD.dtype, k_BKTD.dtype, None if mixing_SH is None else mixing_SH.dtype
-        return total
+        return sums.total
 
     @staticmethod
     @once_differentiable
@@ -141,11 +180,42 @@ class _Matching(torch.autograd.Function):
             grads[0], grads[1] = grad_q_BSTD.to(ctx.dtypes[0]), (grad * grad_k_BKTD).to(ctx.dtypes[1])
         if grad_mixing_SH is not None:
             grads[2] = (grad * grad_mixing_SH).to(ctx.dtypes[2])
-        return (*grads, *[None] * 6)
+        return (*grads, None, None)
 
 
-def _empty_rows(q_BSTD: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
-    return q_BSTD.new_empty((*q_BSTD.shape[:2], rows.index_BR.shape[1], q_BSTD.shape[3]), dtype=dtype)
+def chunked_sums(task: Task, *, wants_qk: bool, wants_mixing: bool) -> Sums:
+    """The sums by PyTorch's own operators, on any device, a few rows with all their keys at a time.
+
+    In float64 for float64 inputs, in float32 for all others.
+    """
+    dtype = torch.promote_types(task.student.q_BHTD.dtype, torch.float32)
+    sums = Sums.zeros(task, dtype, wants_qk=wants_qk, wants_mixing=wants_mixing)
+    student = _Keys(task.student.k_BKTD.to(dtype), task.student.scale)
+    teacher = _Keys(task.teacher.k_BKTD.to(dtype), task.teacher.scale)
+    weights_SH = None if task.mixing_SH is None else task.mixing_SH.to(dtype)
+    done = 0
+    for chunk, num_keys in task.rows.causal_chunks(task.max_pairs):
+        piece = slice(done, done := done + chunk.index_BR.shape[1])
+        valid_B1R1 = chunk.valid_BR[:, None, :, None].to(dtype)
+        bias_BRT = task.tilt.bias(task.places, chunk.index_BR, num_keys, dtype)
+        # Rows that are not there have q = 0 and weight 0, and so no part in any sum below.
+        q_BSRD = chunk.gather(task.student.q_BHTD).to(dtype) * valid_B1R1
+        log_s_BSRT = student.logits(q_BSRD, num_keys).add_(bias_BRT[:, None]).log_softmax(dim=-1)
+        teacher_q_BHRD = chunk.gather(task.teacher.q_BHTD).to(dtype)
+        p_BHRT = teacher.logits(teacher_q_BHRD, num_keys).add_(bias_BRT[:, None]).softmax(-1)
+        p_BSRT = p_BHRT if weights_SH is None else torch.einsum("sh,bhrt->bsrt", weights_SH, p_BHRT)
+        ratio_BSRT = p_BSRT.clamp_min(torch.finfo(dtype).tiny).log_().sub_(log_s_BSRT)
+        kl_BSR = torch.linalg.vecdot(p_BSRT, ratio_BSRT)
+        sums.total.add_((kl_BSR * valid_B1R1[..., 0]).sum())
+        if sums.grad_mixing_SH is not None:
+            # d(P log(P/p))/dP = log(P/p) + 1, and each teacher row sums to 1.
+            ratio_BSRT *= valid_B1R1
+            sums.grad_mixing_SH.add_(torch.einsum("bsrt,bhrt->sh", ratio_BSRT, p_BHRT) + valid_B1R1.sum())
+        if sums.grad_q_BSRD is not None and sums.grad_k_BKTD is not None:
+            error_BSRT = log_s_BSRT.exp_().sub_(p_BSRT)
+            sums.grad_q_BSRD[:, :, piece] = student.grad_q(error_BSRT) * valid_B1R1
+            student.add_grad_k(sums.grad_k_BKTD, error_BSRT, q_BSRD)
+    return sums
 
 
 @dataclass(frozen=True)

@@ -223,3 +223,10 @@ def test_unequal_head_counts_need_mixing() -> None:
     case = make_case(teacher_heads=6)
     with pytest.raises(ValueError, match="6 teacher heads for 4 student heads"):
         chunked_loss(case, tilted(), None, case.rows(), 8)
+
+
+def test_autocast_changes_nothing() -> None:
+    case = make_case(dtype=torch.float32)
+    expected = chunked_loss(case, tilted(), case.mixing_SH, case.rows(), 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(chunked_loss(case, tilted(), case.mixing_SH, case.rows(), 8), expected)
