@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from distill import fold, plan, record, train
+from distill.comparison import command as comparison
 from distill.data import command as data
 from distill.evaluate import command as evaluate
 from distill.inspection import command as inspection
@@ -18,6 +19,7 @@ _EXAMPLES = """examples:
   distill data haystacks --coco coco --out train.jsonl        training data from COCO's training images
   distill evaluate runs/miniature/student                     measure its effective window
   distill evaluate http://127.0.0.1:8000/v1                   the same through the server
+  distill compare base.json student.json                      several models in one table, figure and page
   distill fold runs/static/student runs/static/folded         static gains into the weights: a stock checkpoint
   distill inspect runs/miniature/student --figure gains.png   show which wavelengths it amplified
   distill miniature build                                     retrain the committed teacher and base student
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (plan, train, record, data, evaluate, inspection, fold, miniature):
+    for module in (plan, train, record, data, evaluate, comparison, inspection, fold, miniature):
         module.add_parser(verbs)
     chosen = parser.parse_args(arguments)
     try:
