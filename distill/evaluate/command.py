@@ -3,14 +3,21 @@
 import argparse
 import os
 import re
+import shlex
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from distill.checkpoint import LAID_FILE, laid_record, read_laid, write_laid
 from distill.evaluate import report
-from distill.evaluate.measure import Runner, measure
-from distill.evaluate.table import format_table
-from distill.evaluate.tasks import MiniatureTask
+from distill.evaluate.answers import AnswersFile
+from distill.evaluate.measure import Outcome, Runner, measure
+from distill.evaluate.table import format_official, format_table
+from distill.evaluate.tasks import MiniatureTask, Task
 from distill.miniature.items import KINDS
 
 _DESCRIPTION = """\
@@ -18,8 +25,12 @@ Asks a model questions about haystacks of images and reports accuracy against th
 share of answers in a legal form, and the effective window: the largest number of images up to which accuracy
 stays at or above a threshold, each with a 95 % interval. The items are the same for every model.
 
-A checkpoint folder is run here and the result is stored in its laid.json, where the gateway reads it.
-A URL is any server with the OpenAI chat completions protocol."""
+A checkpoint folder is run here, through transformers or vLLM, and the result is stored in its laid.json, where the
+gateway reads it. A URL is any server with the OpenAI chat completions protocol.
+
+Every answer is written as it comes. A run that was stopped goes on with --resume, which asks only what is missing."""
+
+_TASKS = ("miniature", "visual-haystacks")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -33,28 +44,39 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("target", metavar="CHECKPOINT_OR_URL", help="a checkpoint folder, or http(s)://host/v1")
     _add_questions(parser.add_argument_group("what is asked"))
     _add_results(parser.add_argument_group("what is reported"))
+    _add_checkpoint(parser.add_argument_group("for a checkpoint"))
     _add_server(parser.add_argument_group("for a URL"))
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table, writes the report folder and laid.json; ValueError where it cannot."""
-    task = MiniatureTask(kind=args.kind, seed=args.seed)
-    _check(args, task)
+    task = _make_task(args)
+    sizes = sorted(set(args.sizes or task.default_sizes))
+    _check(args)
+    task.check(sizes, args.items)
     base = report.read_evaluation(args.base) if args.base else None
-    runner, name, target = _make_runner(args)
-    start = time.monotonic()
-    outcomes = measure(runner, task, sorted(set(args.sizes)), args.items, progress=True)
-    seconds = time.monotonic() - start
-    measured = "api" if _is_url(args.target) else "local"
-    evaluation = report.evaluate_outcomes(outcomes, args.thresholds, task=task.name, measured=measured, seed=args.seed)
+    name, target = _name_target(args)
+    out: Path = args.out or Path("runs/evaluate", f"{name}-{_label(task)}")
+    with AnswersFile(out, _identity(args, task, target), resume=args.resume) as answers:
+        known = list(answers.outcomes)
+        start = time.monotonic()
+        outcomes = _measure(args, task, sizes, target, answers)
+        seconds = time.monotonic() - start
+        answers.sort()
+    evaluation = report.evaluate_outcomes(
+        outcomes, args.thresholds, task=task.name, measured=_measured(args), seed=args.seed
+    )
     factors = report.compare(evaluation, base) if base else []
+    official = report.official_score(outcomes, task.official_scorer) if task.official_scorer else None
     print(format_table(evaluation, factors), end="\n\n")
+    if official:
+        print(format_official(official), end="\n\n")
 
-    out: Path = args.out or Path("runs/evaluate", f"{name}-{args.kind}")
-    out.mkdir(parents=True, exist_ok=True)
-    report.write_answers(out, outcomes)
-    report.write_report(out, target, evaluation, factors, seconds)
+    sources = {str(size): task.source(size) for size in sizes}
+    report.write_report(
+        out, target, evaluation, factors, seconds, sources=sources, official=official, resumed=len(known)
+    )
     _draw(out, name, evaluation, base)
     print(f"wrote {out}: report.json, answers.jsonl, curve.png")
     checkpoint = _checkpoint_to_write(args)
@@ -67,14 +89,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add_questions(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--kind", choices=KINDS, default="open", help="(default: open)")
+    group.add_argument("--task", choices=_TASKS, default="miniature", help="(default: miniature)")
+    group.add_argument("--kind", choices=KINDS, default="open", help="of the miniature task (default: open)")
+    group.add_argument(
+        "--path", type=Path, metavar="FILE_OR_FOLDER", help="the task's own file, or a folder of its files"
+    )
+    group.add_argument(
+        "--coco", type=Path, metavar="FOLDER", help="visual-haystacks: COCO's folder, with val2017 and test2017"
+    )
     group.add_argument(
         "--sizes",
         type=int,
         nargs="+",
-        default=(1, 5, 10, 20, 50, 100, 150),
         metavar="N",
-        help="images in a prompt (default: 1 5 10 20 50 100 150)",
+        help="images in a prompt (default: 1 5 10 20 50 100 150, from 5 on for several needles); a size of "
+        "visual-haystacks that is not published is built from the next larger file, else from the largest",
     )
     group.add_argument("--items", type=int, default=100, metavar="N", help="at each size (default: 100)")
     group.add_argument("--seed", type=int, default=1, metavar="N", help="of items and bootstrap (default: 1)")
@@ -102,9 +131,25 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
         metavar="FOLDER",
         help="for report.json, answers.jsonl and curve.png (default: runs/evaluate/NAME-KIND)",
     )
+    group.add_argument(
+        "--resume", action="store_true", help="keep the answers that are in --out, and ask only what is missing"
+    )
     stored = group.add_mutually_exclusive_group()
     stored.add_argument("--no-write", action="store_true", help="leave the checkpoint's laid.json as it is")
     stored.add_argument("--write-to", type=Path, metavar="CHECKPOINT", help="store in this one's laid.json")
+
+
+def _add_checkpoint(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--engine", choices=("transformers", "vllm"), default="transformers", help="(default: transformers)"
+    )
+    group.add_argument(
+        "--engine-arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one more argument of vLLM's LLM, such as max_model_len=32768; may be repeated",
+    )
 
 
 def _add_server(group: argparse._ArgumentGroup) -> None:
@@ -117,37 +162,118 @@ def _is_url(target: str) -> bool:
     return target.startswith(("http://", "https://"))
 
 
-def _check(args: argparse.Namespace, task: MiniatureTask) -> None:
+def _make_task(args: argparse.Namespace) -> Task:
+    if args.task == "miniature":
+        for option in ("path", "coco"):
+            if getattr(args, option):
+                raise ValueError(f"--{option}: the miniature task has no files, name another --task")
+        return MiniatureTask(kind=args.kind, seed=args.seed)
+    from distill.evaluate.visual_haystacks import VisualHaystacksTask
+
+    for option in ("path", "coco"):
+        if not getattr(args, option):
+            raise ValueError(f"--{option}: missing, --task {args.task} needs it")
+    return VisualHaystacksTask(args.path, args.coco, args.seed)
+
+
+def _check(args: argparse.Namespace) -> None:
     """Refuses what cannot work before anything is loaded or asked."""
-    for size in args.sizes:
-        task.item_seed(size, args.items - 1)
+    if args.items < 1:
+        raise ValueError(f"--items: {args.items}, expected at least 1")
     for value in args.thresholds:
         if not 0 < value <= 1:
             raise ValueError(f"--thresholds: {value}, expected a share above 0 and at most 1")
     if _is_url(args.target):
         if args.no_write:
             raise ValueError("--no-write: a URL has no checkpoint folder, nothing is stored without --write-to")
+        if args.engine == "vllm":
+            raise ValueError("--engine vllm: runs a checkpoint folder, a URL has its own engine; leave it out")
     elif not (Path(args.target) / "config.json").is_file():
         raise ValueError(f"{args.target}: no config.json there, expected a checkpoint folder or a URL")
+    if args.engine_arg and args.engine != "vllm":
+        raise ValueError(f"--engine-arg: {args.engine_arg[0]}, only with --engine vllm")
     if args.write_to and not (args.write_to / "config.json").is_file():
         raise ValueError(f"--write-to: no config.json in {args.write_to}, expected a checkpoint folder")
 
 
-def _make_runner(args: argparse.Namespace) -> tuple[Runner, str, dict[str, str]]:
-    """The runner, the model's name for files and legends, and the target for the report."""
+def _measure(
+    args: argparse.Namespace, task: Task, sizes: Sequence[int], target: dict[str, str], answers: AnswersFile
+) -> list[Outcome]:
+    """Asks what is missing; however it ends, says how to go on."""
+    known = list(answers.outcomes)
+    try:
+        runner = _make_runner(args, task.most_images(sizes), target)
+        return measure(runner, task, sizes, args.items, progress=True, known=known, record=answers.add)
+    except (KeyboardInterrupt, ValueError, OSError):
+        if answers.outcomes:
+            command = shlex.join(["distill", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
+            shown = command.replace(args.api_key, "KEY") if args.api_key else command
+            print(f"\n{len(answers.outcomes)} answers are kept; to go on: {shown}", file=sys.stderr)
+        raise
+
+
+def _name_target(args: argparse.Namespace) -> tuple[str, dict[str, str]]:
+    """The model's name for files and legends, and the target for the report."""
+    if not _is_url(args.target):
+        checkpoint = Path(args.target).resolve()
+        return checkpoint.name, {"checkpoint": str(checkpoint)}
+    from distill.evaluate.api import served_model
+
+    model = args.model or served_model(args.target, _api_key(args))
+    return re.sub(r"[^\w.-]+", "-", model), {"url": args.target, "model": model}
+
+
+def _identity(args: argparse.Namespace, task: Task, target: dict[str, str]) -> dict[str, Any]:
+    """What answers follow from; weights are told by the sizes and dates of their files, which are soon read."""
+    weights = [
+        [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+        for path in sorted(Path(target.get("checkpoint", "")).glob("*.safetensors"))
+        if "checkpoint" in target
+    ]
+    engine_args = {"engine_args": sorted(args.engine_arg)} if args.engine_arg else {}
+    return {**target, **task.identity(), "measured": _measured(args), "weights": weights, **engine_args}
+
+
+def _make_runner(args: argparse.Namespace, most_images: int, target: dict[str, str]) -> Runner:
     # Imported when needed: torch and the client each take seconds, and every verb's help would wait for them.
     if _is_url(args.target):
-        from distill.evaluate.api import ApiRunner, served_model
+        from distill.evaluate.api import ApiRunner
 
-        # The client wants some key even where the server wants none.
-        api_key = args.api_key or os.environ.get("OPENAI_API_KEY") or "none"
-        model = args.model or served_model(args.target, api_key)
-        runner = ApiRunner(args.target, model, api_key, args.concurrency)
-        return runner, re.sub(r"[^\w.-]+", "-", model), {"url": args.target, "model": model}
+        return ApiRunner(args.target, target["model"], _api_key(args), args.concurrency)
+    checkpoint = Path(target["checkpoint"])
+    if args.engine == "vllm":
+        from distill.evaluate.engine import EngineRunner
+
+        return EngineRunner(checkpoint, most_images, _engine_args(args.engine_arg))
     from distill.evaluate.local import LocalRunner
 
-    checkpoint = Path(args.target).resolve()
-    return LocalRunner(checkpoint), checkpoint.name, {"checkpoint": str(checkpoint)}
+    return LocalRunner(checkpoint)
+
+
+def _engine_args(settings: Sequence[str]) -> dict[str, Any]:
+    engine_args = {}
+    for setting in settings:
+        name, separator, value = setting.partition("=")
+        if not separator:
+            raise ValueError(f"--engine-arg: {setting!r}, expected NAME=VALUE")
+        engine_args[name] = yaml.safe_load(value)
+    return engine_args
+
+
+def _api_key(args: argparse.Namespace) -> str:
+    # The client wants some key even where the server wants none.
+    return args.api_key or os.environ.get("OPENAI_API_KEY") or "none"
+
+
+def _measured(args: argparse.Namespace) -> str:
+    if _is_url(args.target):
+        return "api"
+    return "vllm" if args.engine == "vllm" else "local"
+
+
+def _label(task: Task) -> str:
+    """The task's name for a folder."""
+    return task.name.removeprefix("miniature/").replace("/", "-")
 
 
 def _draw(out: Path, name: str, evaluation: report.Evaluation, base: report.Evaluation | None) -> None:

@@ -1,18 +1,21 @@
 """Answers items with a checkpoint folder in this process, through transformers."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from distill.evaluate.measure import MAX_NEW_TOKENS, Answer
-from distill.miniature.items import Item
+from distill.evaluate.item import Item
+from distill.evaluate.measure import Answer, Answered
 from rope_gain import load_pretrained, wheel_guard
 
 _BATCH_TOKENS = 16_384
 """Prompt tokens in one batch: keeps a core busy and the prefill's memory small."""
+
+_WAITING_TOKENS = 2 * _BATCH_TOKENS
+"""Of prompts that wait for others of their shape, with the pixels of their images."""
 
 
 class LocalRunner:
@@ -30,27 +33,36 @@ class LocalRunner:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_pretrained(checkpoint).to(self._device).eval()
 
-    def answer(self, items: Sequence[Item], advance: Callable[[int], None]) -> list[Answer]:
-        """Answers the items greedily, in their order; see `Runner`."""
+    def answer(self, items: Iterable[Item], done: Callable[[Answered], None]) -> list[Answer]:
+        """Answers the items; see `Runner`."""
         answers: dict[int, Answer] = {}
-        for indices, batch in self._batches(items):
+        for rows in self._batches(items):
+            batch = _join(rows)
             num_tokens = batch["input_ids"].shape[1]
-            for index, text in zip(indices, self._generate(batch), strict=True):
-                answers[index] = Answer(text=text, prompt_tokens=num_tokens)
-            advance(len(indices))
-        return [answers[index] for index in range(len(items))]
+            texts = self._generate(batch, max(row.item.max_new_tokens for row in rows))
+            for row, text in zip(rows, texts, strict=True):
+                answers[row.number] = Answer(text=text, prompt_tokens=num_tokens)
+                done(Answered(item=row.item, answer=answers[row.number]))
+        return [answers[number] for number in range(len(answers))]
 
-    def _batches(self, items: Sequence[Item]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-        """Yields items' indices with the model's inputs for them, all prompts of a batch equally long."""
-        waiting: defaultdict[int, list[tuple[int, Any]]] = defaultdict(list)
-        for index, item in enumerate(items):
-            inputs = self._encode(item)
-            num_tokens = inputs["input_ids"].shape[1]
-            waiting[num_tokens].append((index, inputs))
-            if len(waiting[num_tokens]) * num_tokens >= _BATCH_TOKENS:
-                yield _join(waiting.pop(num_tokens))
-        for rows in waiting.values():
-            yield _join(rows)
+    def _batches(self, items: Iterable[Item]) -> Iterator[list["_Row"]]:
+        """Yields rows that fit into one batch; few others wait meanwhile, whatever the prompts' lengths."""
+        waiting: defaultdict[Any, list[_Row]] = defaultdict(list)
+        num_waiting = 0
+        for number, item in enumerate(items):
+            row = _Row(number, item, self._encode(item))
+            waiting[row.shape].append(row)
+            num_waiting += row.num_tokens
+            if len(waiting[row.shape]) * row.num_tokens >= _BATCH_TOKENS:
+                fullest = row.shape
+            elif num_waiting >= _WAITING_TOKENS:
+                fullest = max(waiting, key=lambda shape: len(waiting[shape]) * waiting[shape][0].num_tokens)
+            else:
+                continue
+            rows = waiting.pop(fullest)
+            num_waiting -= len(rows) * rows[0].num_tokens
+            yield rows
+        yield from waiting.values()
 
     def _encode(self, item: Item) -> Any:
         return self._processor.apply_chat_template(
@@ -58,11 +70,11 @@ class LocalRunner:
         )
 
     @torch.inference_mode()
-    def _generate(self, batch: dict[str, torch.Tensor]) -> list[str]:
+    def _generate(self, batch: dict[str, torch.Tensor], max_new_tokens: int) -> list[str]:
         # The checkpoint's own defaults may sample or penalise repetition; the measurement is greedy search.
         output_BT = self._model.generate(
             **{name: tensor.to(self._device) for name, tensor in batch.items()},
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=max_new_tokens,
             do_sample=False,
             temperature=None,
             top_p=None,
@@ -74,8 +86,23 @@ class LocalRunner:
         return texts
 
 
-def _join(rows: list[tuple[int, Any]]) -> tuple[list[int], dict[str, torch.Tensor]]:
+class _Row(NamedTuple):
+    """A prompt that waits for its batch."""
+
+    number: int
+    item: Item
+    inputs: Any
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.inputs["input_ids"].shape[1])
+
+    @property
+    def shape(self) -> Any:
+        """What prompts of one batch have in common: their length, and of every input all axes but the first."""
+        return tuple((name, tensor.shape[1:]) for name, tensor in self.inputs.items())
+
+
+def _join(rows: list[_Row]) -> dict[str, torch.Tensor]:
     """Concatenates single prompts of equal length along their first axis: rows of text, patches or images."""
-    indices = [index for index, _ in rows]
-    names = rows[0][1].keys()
-    return indices, {name: torch.cat([inputs[name] for _, inputs in rows]) for name in names}
+    return {name: torch.cat([row.inputs[name] for row in rows]) for name in rows[0].inputs}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.checkpoint import read_laid
+from distill.evaluate.answers import REPORT_FILE
 from distill.evaluate.curve import CONFIDENCE, CurvePoint, check_curve
 from distill.evaluate.measure import Outcome, accuracy_curve
 from distill.evaluate.window import (
@@ -33,7 +34,7 @@ class Evaluation:
     """Such as "miniature/open"."""
 
     measured: str
-    """How: "local" through transformers, or "api" through a server."""
+    """How: "local" through transformers, "vllm" offline, or "api" through a server."""
 
     seed: int
     items_per_size: int
@@ -121,8 +122,12 @@ def write_report(
     evaluation: Evaluation,
     factors: Sequence[WindowFactor],
     seconds: float,
+    *,
+    sources: dict[str, str] | None = None,
+    official: dict[str, Any] | None = None,
+    resumed: int = 0,
 ) -> Path:
-    """Writes report.json into the folder and returns its path.
+    """Writes report.json into the folder, whole or not at all, and returns its path.
 
     Args:
         folder: exists.
@@ -130,25 +135,42 @@ def write_report(
         evaluation: the result.
         factors: window factors against a base, if one was given.
         seconds: time the answers took.
+        sources: where the items of each size are from.
+        official: `official_score`, for a task that has one.
+        resumed: answers that an earlier run had given, whose time is not in `seconds`.
     """
-    report = {
+    report: dict[str, Any] = {
         "format": FORMAT,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "target": target,
         "seconds": round(seconds, 1),
+        "resumed": resumed,
+        "sources": sources or {},
         "effective_window": evaluation.to_dict(),
         "window_factors": [asdict(factor) for factor in factors],
     }
-    path = folder / "report.json"
-    path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if official is not None:
+        report["official"] = official
+    path = folder / REPORT_FILE
+    partial = folder / f".{REPORT_FILE}.partial"
+    partial.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
     return path
 
 
-def write_answers(folder: Path, outcomes: Sequence[Outcome]) -> Path:
-    """Writes answers.jsonl, one line an item, into the folder and returns its path."""
-    path = folder / "answers.jsonl"
-    path.write_text("".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes), encoding="utf-8")
-    return path
+def official_score(outcomes: Sequence[Outcome], scorer: str) -> dict[str, Any]:
+    """What the task's own scorer makes of the same answers: one number a size, and their mean over all items."""
+    sizes = sorted({outcome.place[0] for outcome in outcomes})
+    by_size = [(size, [each for each in outcomes if each.place[0] == size]) for size in sizes]
+    return {
+        "scorer": scorer,
+        "score": _mean_official(outcomes),
+        "by_size": [{"size": size, "score": _mean_official(at_size)} for size, at_size in by_size],
+    }
+
+
+def _mean_official(outcomes: Sequence[Outcome]) -> float:
+    return sum(outcome.official or 0.0 for outcome in outcomes) / len(outcomes)
 
 
 def _point_to_dict(point: CurvePoint) -> dict[str, float]:

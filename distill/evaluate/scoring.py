@@ -22,7 +22,10 @@ class Score:
     """The normalised answer equals the normalised truth."""
 
     compliant: bool
-    """The normalised answer is one of the legal answers, right or wrong."""
+    """The normalised answer is one of the legal answers, right or wrong; to an open question, one line of text."""
+
+    official: float | None = None
+    """What the task's own scorer gives, 0 to 1; None for a task without one."""
 
 
 def normalise(text: str) -> str:
@@ -35,8 +38,11 @@ def normalise(text: str) -> str:
     return _ARTICLE.sub("", _EDGES.sub("", text))
 
 
-def score(answer: str, truth: str, legal_answers: Collection[str]) -> Score:
-    """Scores one answer; `legal_answers` hold every answer the question allows, the truth among them."""
+def score(answer: str, truth: str, legal_answers: Collection[str] | None) -> Score:
+    """Scores one answer; `legal_answers` hold every answer the question allows, the truth among them, or are None."""
+    if legal_answers is None:
+        is_line = bool(normalise(answer)) and "\n" not in answer.strip()
+        return Score(correct=normalise(answer) == normalise(truth), compliant=is_line)
     legal = {normalise(legal_answer) for legal_answer in legal_answers}
     if normalise(truth) not in legal:
         raise ValueError(f"truth: {truth!r} is none of the legal answers {sorted(legal)}")

@@ -1,6 +1,7 @@
 """The result on the terminal."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from distill.evaluate.report import Evaluation
 from distill.evaluate.window import Kind, Window, WindowFactor
@@ -12,6 +13,12 @@ def format_table(evaluation: Evaluation, factors: Sequence[WindowFactor]) -> str
     if factors:
         parts.append(_factors(factors))
     return "\n\n".join(parts)
+
+
+def format_official(official: dict[str, Any]) -> str:
+    """One line: the task's own score of the same answers, at each size."""
+    sizes = ", ".join(f"{100 * each['score']:.1f} % at {each['size']}" for each in official["by_size"])
+    return f"official score {100 * official['score']:.1f} % ({sizes})\n{official['scorer']}"
 
 
 def threshold_label(threshold: float, kind: Kind) -> str:

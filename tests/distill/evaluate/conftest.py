@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from distill.miniature.items import Item
+from distill.evaluate.item import Item
 
 
 class OpenAIServer(ThreadingHTTPServer):

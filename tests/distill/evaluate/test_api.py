@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from distill.evaluate.api import ApiRunner, served_model
+from distill.evaluate.measure import Answered
 from distill.evaluate.tasks import MiniatureTask
 
 TASK = MiniatureTask(kind="open", seed=1)
@@ -17,11 +18,11 @@ def test_every_image_and_question_arrives_and_every_answer_goes_to_its_item(open
     items = [TASK.item(5, index) for index in range(12)]
     for index, item in enumerate(items):
         openai_server.learn(item, f"answer {index}")
-    advanced: list[int] = []
-    answers = runner(openai_server).answer(items, advanced.append)
+    done: list[Answered] = []
+    answers = runner(openai_server).answer(items, done.append)
     assert [answer.text for answer in answers] == [f"answer {index}" for index in range(12)]
     assert {answer.prompt_tokens for answer in answers} == {60}
-    assert sum(advanced) == 12
+    assert sorted((each.item.index, each.answer.text) for each in done) == [(i, f"answer {i}") for i in range(12)]
 
 
 def test_the_request_asks_for_a_short_greedy_answer_of_the_named_model(openai_server: Any) -> None:

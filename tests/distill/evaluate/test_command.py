@@ -30,7 +30,7 @@ def test_a_checkpoint_gets_its_window_where_the_gateway_reads_it(
 ) -> None:
     out = tmp_path / "out"
     assert distill(checkpoint, "--sizes", 3, 1, "--items", 4, "--kind", "yes_no", "--out", out) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["answers.jsonl", "curve.png", "report.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["answers.jsonl", "curve.png", "report.json", "run.json"]
     assert "miniature/yes_no, 4 items a size" in capsys.readouterr().out
 
     report = json.loads((out / "report.json").read_text())
@@ -93,7 +93,7 @@ def test_a_url_against_a_base(
         (("nowhere",), "nowhere: no config.json there"),
         (("http://127.0.0.1:1/v1", "--no-write"), "--no-write: a URL has no checkpoint"),
         (("http://127.0.0.1:1/v1", "--write-to", "nowhere"), "--write-to: no config.json in nowhere"),
-        (("http://127.0.0.1:1/v1", "--items", "0"), "items: 0"),
+        (("http://127.0.0.1:1/v1", "--items", "0"), "--items: 0"),
         (("http://127.0.0.1:1/v1", "--thresholds", "60"), "--thresholds: 60.0"),
         (("http://127.0.0.1:1/v1", "--sizes", "1", "0"), "sizes: 0"),
     ],

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from distill.evaluate.item import MAX_NEW_TOKENS, Item
 from distill.evaluate.local import LocalRunner
-from distill.evaluate.measure import MAX_NEW_TOKENS
+from distill.evaluate.measure import Answered
 from distill.evaluate.tasks import MiniatureTask
-from distill.miniature.items import Item
 from rope_gain import RopeGainConfig, attach, gain_modules, load_pretrained, save_pretrained
 
 
@@ -20,7 +20,7 @@ def items() -> list[Item]:
     """Prompts of three images and, mixed up, of two lengths."""
     task = MiniatureTask(kind="open", seed=1)
     short = [task.item(3, index) for index in range(6)]
-    return [replace(item, question=f"{item.question} Now.") if i % 2 else item for i, item in enumerate(short)]
+    return [replace(item, parts=(*item.parts, " Now.")) if i % 2 else item for i, item in enumerate(short)]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,11 @@ def plain_answers(random_checkpoint: Path, items: Sequence[Item]) -> list[tuple[
 
 
 def answers(checkpoint: Path, items: Sequence[Item]) -> list[tuple[str, int]]:
-    advanced: list[int] = []
-    found = LocalRunner(checkpoint).answer(items, advanced.append)
-    assert sum(advanced) == len(items)
+    done: list[Answered] = []
+    found = LocalRunner(checkpoint).answer(items, done.append)
+    assert {(each.item.index, each.answer.text) for each in done} == {
+        (item.index, answer.text) for item, answer in zip(items, found, strict=True)
+    }
     return [(answer.text, answer.prompt_tokens) for answer in found]
 
 

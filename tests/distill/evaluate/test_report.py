@@ -9,7 +9,6 @@ from distill.evaluate.report import (
     compare,
     evaluate_outcomes,
     read_evaluation,
-    write_answers,
     write_report,
 )
 
@@ -101,7 +100,16 @@ def test_the_report_reads_back_and_so_does_the_checkpoint(tmp_path: Path) -> Non
     factors = compare(measured, base)
     path = write_report(tmp_path, {"checkpoint": "student"}, measured, factors, seconds=1.23)
     report = json.loads(path.read_text(encoding="utf-8"))
-    assert report.keys() == {"format", "created", "target", "seconds", "effective_window", "window_factors"}
+    assert report.keys() == {
+        "format",
+        "created",
+        "target",
+        "seconds",
+        "resumed",
+        "sources",
+        "effective_window",
+        "window_factors",
+    }
     assert [factor["threshold"] for factor in report["window_factors"]] == [0.5, 0.6, 0.85]
     assert report["window_factors"][1]["factor"] == pytest.approx((5 + 5 * 2 / 3) / (1 + 4 * 2 / 3))
     assert read_evaluation(path) == measured
@@ -121,18 +129,3 @@ def test_another_task_is_no_base() -> None:
     other = evaluate_outcomes(outcomes({1: 9}), (), task="miniature/open", measured="local", seed=3)
     with pytest.raises(ValueError, match="--base: measured on miniature/open, expected miniature/yes_no"):
         compare(evaluation({1: 9}), other)
-
-
-def test_every_answer_is_a_line(tmp_path: Path) -> None:
-    lines = write_answers(tmp_path, outcomes({1: 1}, items=2)).read_text(encoding="utf-8").splitlines()
-    assert json.loads(lines[1]) == {
-        "images": 1,
-        "index": 1,
-        "needle_index": 0,
-        "truth": "yes",
-        "answer": "no",
-        "correct": False,
-        "compliant": False,
-        "prompt_tokens": 37,
-    }
-    assert len(lines) == 2
