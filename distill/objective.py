@@ -159,6 +159,7 @@ class Objective(nn.Module):
                     tilt=tilt,
                     mixing_SH=mixing_SH,
                     chunk_bytes=config.chunk_mib * 2**20,
+                    kernel=config.kernel,
                 )
                 values.append(piece.share * value)
         return torch.stack(values).sum() / len(self._matched)

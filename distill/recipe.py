@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill.checks import check_above, check_at_least, check_not_empty
-from distill.losses.kinds import DistanceKind, RowKind
+from distill.losses.kinds import DistanceKind, MatchingKernel, RowKind
 from distill.schedule import GammaSchedule
 from rope_gain import RopeGainConfig
 
@@ -80,6 +80,8 @@ class MatchingConfig:
     """`softmax` learns which teacher heads a student head follows; `none` pairs them one to one."""
     chunk_mib: int = 8
     """Size of one attention map of the rows that are in memory at a time; the loss needs about four of them."""
+    kernel: MatchingKernel = "auto"
+    """What computes it: `torch` or `triton`, for a GPU; `auto` tries the latter there, and takes it if it is right."""
 
     def __post_init__(self) -> None:
         check_at_least("weight", self.weight, 0)
