@@ -1,6 +1,7 @@
 """What is compared: one report, or the reports of several seeds of one method."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,16 +77,22 @@ def _read_run(path: Path) -> Run:
 
 
 def _read_correct(path: Path, evaluation: Evaluation) -> dict[int, Bools]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    answers = sorted((json.loads(line) for line in lines), key=lambda answer: answer["index"])
-    correct: dict[int, Bools] = {}
+    answers = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # A run that was resumed with fewer items or sizes keeps the answers to the others.
+    by_size = defaultdict(list)
+    for answer in sorted(answers, key=lambda answer: answer["index"]):
+        by_size[answer.get("size", answer["images"])].append(answer)
+    asked = [at_size[: evaluation.items_per_size] for at_size in by_size.values()]
+    correct = {
+        round(sum(answer["images"] for answer in at_size) / len(at_size)): np.array([a["correct"] for a in at_size])
+        for at_size in asked
+    }
     for point in evaluation.points:
-        correct[point.images] = np.array([a["correct"] for a in answers if a["images"] == point.images], dtype=np.bool_)
-        right, asked = int(correct[point.images].sum()), len(correct[point.images])
-        if (right, asked) != (point.correct, point.items):
+        found = correct.get(point.images, np.array([], dtype=np.bool_))
+        if (found.sum(), len(found)) != (point.correct, point.items):
             raise ValueError(
-                f"{path}: {right} of {asked} answers are right at {point.images} images, but report.json beside it "
-                f"says {point.correct} of {point.items}; expected files of one run"
+                f"{path}: {found.sum()} of {len(found)} answers are right at {point.images} images, but report.json "
+                f"beside it says {point.correct} of {point.items}; expected files of one run"
             )
     return correct
 

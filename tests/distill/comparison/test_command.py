@@ -144,6 +144,15 @@ def test_answers_of_another_run_are_refused(tmp_path: Path) -> None:
         distill(report)
 
 
+def test_answers_beyond_those_reported_do_no_harm(tmp_path: Path) -> None:
+    report = write_report(tmp_path / "base", BASE, answers=True)
+    with (report / "answers.jsonl").open("a") as file:
+        for answer in ({"images": 7, "index": 0, "correct": True}, {"images": 1, "index": 100, "correct": False}):
+            file.write(json.dumps(answer) + "\n")
+    distill(report, "--out", tmp_path)
+    assert json.loads((tmp_path / "compare.json").read_text())["paired"] is True
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
