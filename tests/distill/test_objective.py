@@ -72,6 +72,17 @@ def test_gamma_changes_the_matching_with_progress(models: tuple[SignalModel, Tea
     assert abs(start - end) > 1e-3
 
 
+def test_the_recipe_says_what_computes_the_matching(models: tuple[SignalModel, Teacher], batch: Batch) -> None:
+    student, teacher = models[0].signals(batch, [1]), models[1].signals(batch, [2])
+    objective = make_objective(
+        LossConfig(alignment=AlignmentConfig(weight=0.0), matching=MatchingConfig(kernel="triton"))
+    )
+    with pytest.raises(
+        ValueError, match=r"loss.matching.kernel: 'triton' (cannot take tensors on cpu|is not installed)"
+    ):
+        objective(student, teacher, batch, 0.0)
+
+
 def test_layers_count_from_the_end() -> None:
     pairs = (LayerPair(student=0, teacher=1), LayerPair(student=-1, teacher=-1))
     objective = make_objective(LossConfig(matching=MatchingConfig(layers=pairs)))
