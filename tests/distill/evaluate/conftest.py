@@ -1,4 +1,5 @@
 import base64
+import contextlib
 import io
 import json
 import threading
@@ -31,6 +32,9 @@ class OpenAIServer(ThreadingHTTPServer):
         self.keys: set[str | None] = set()
         self.meeting: threading.Barrier | None = None
         """Where requests wait for each other before they are answered."""
+        self.hold_after: int | None = None
+        """Requests that are answered; all later ones wait for `release`."""
+        self.release = threading.Event()
         self.in_flight = 0
         self.most_in_flight = 0
         self.lock = threading.Lock()
@@ -80,8 +84,12 @@ class Handler(BaseHTTPRequestHandler):
             self.server.keys.add(self.headers["Authorization"])
             self.server.in_flight += 1
             self.server.most_in_flight = max(self.server.most_in_flight, self.server.in_flight)
+            hold_after = self.server.hold_after
+            is_held = hold_after is not None and len(self.server.requests) > hold_after
         if self.server.meeting:
             self.server.meeting.wait(timeout=60)
+        if is_held:
+            self.server.release.wait()
         completion = self.server.complete(request)
         with self.server.lock:
             self.server.in_flight -= 1
@@ -92,6 +100,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, status: int, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()
+        # Whoever waited too long may be gone.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.send(status, body)
+
+    def send(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -116,6 +129,7 @@ def openai_server() -> Iterator[OpenAIServer]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
+    server.release.set()
     server.shutdown()
     thread.join()
     server.server_close()
