@@ -17,7 +17,7 @@ from distill.data.records import Records
 from distill.data.sample import CountTokens, Source
 from distill.data.visual_haystacks import VisualHaystacksRecords
 from distill.data.webdataset import WebDatasetRecords
-from distill.families import find_family
+from distill.families import find_family, processor_family
 from distill.miniature import checkpoint_path
 from distill.quantization import quantization_config
 from distill.recipe import DataConfig, ModelConfig, TeacherConfig, TrainConfig
@@ -58,8 +58,15 @@ def load_model(config: ModelConfig, device: torch.device) -> "PreTrainedModel":
 
 
 def load_processor(config: ModelConfig) -> Any:
-    """The processor of the checkpoint."""
-    return AutoProcessor.from_pretrained(resolve_path(config.path))
+    """The processor of the checkpoint, with the recipe's number of tiles.
+
+    Raises:
+        ValueError: `max_tiles` for a family that does not cut images.
+    """
+    processor = AutoProcessor.from_pretrained(resolve_path(config.path))
+    if config.max_tiles is not None:
+        processor_family(processor).limit_tiles(processor, config.max_tiles)
+    return processor
 
 
 def load_window(config: ModelConfig) -> int:

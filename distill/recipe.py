@@ -20,6 +20,13 @@ class ModelConfig:
     path: str
     """A folder, a Hub name, or `miniature:base` and `miniature:teacher` for the committed miniature models."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    max_tiles: int | None = None
+    """Tiles that InternVL cuts an image into at most, the thumbnail of a cut image aside; by default as many as the
+    checkpoint says, 12. With 1 an image is one tile, so that many images fit into the window. The student keeps it."""
+
+    def __post_init__(self) -> None:
+        if self.max_tiles is not None:
+            check_at_least("max_tiles", self.max_tiles, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,14 @@ class Family(ABC):
         for name in self.vision:
             model.base_model.get_submodule(name).requires_grad_(False)
 
+    def limit_tiles(self, processor: Any, max_tiles: int) -> None:
+        """Lets the processor cut an image into so many tiles at most.
+
+        Raises:
+            ValueError: the family does not cut images.
+        """
+        raise ValueError(f"max_tiles: {max_tiles}, expected none: {type(processor).__name__} does not cut images")
+
     @abstractmethod
     def preprocess(self, processor: Any, images: Mapping[bytes, Image.Image]) -> list[Patches]:
         """Runs the processor's image part on at least one image, each under its content's key, in their order."""

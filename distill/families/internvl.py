@@ -22,6 +22,10 @@ class InternVl(Family):
     processors = ("InternVLProcessor",)
     vision = ("vision_tower", "multi_modal_projector")
 
+    def limit_tiles(self, processor: Any, max_tiles: int) -> None:
+        """Sets what is saved with the processor, and so holds wherever the student runs."""
+        processor.image_processor.max_patches = max_tiles
+
     def preprocess(self, processor: Any, images: Mapping[bytes, Image.Image]) -> list[Patches]:
         """Tiles [P, 3, height, width] of each image; the grid is their number and their height and width in pixels."""
         # What the processor's own call hands on, whatever the image processor is configured with: it cuts images into

@@ -1,7 +1,7 @@
 """The sizes of a model, from its configuration alone: no weight is read, none is made."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,9 @@ from distill.recipe import ModelConfig
 
 SHAPES_FOLDER = Path(__file__).parents[1] / "recipes" / "shapes"
 """One config.json for each Hub name of the recipes: the facts that give the sizes, nothing else."""
+
+# `max_patches` of the family's processors, which are not read here.
+_DEFAULT_TILES = 12
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _VISION = ("model.visual.", "model.vision_tower.", "model.multi_modal_projector.")
@@ -56,12 +59,14 @@ class VisionShape:
     patch_values: int
     """Numbers in one patch as the image processor gives it."""
     window_patches: int | None
-    """Patches in an attention window of the blocks that have windows."""
+    """Patches in an attention window of the blocks that have windows; a tile is one too."""
     num_full_blocks: int
     feature_layers: int
     """Hidden vectors per image token: 1, and one more for each layer of DeepStack."""
     tile_pixels: int | None
-    """Side of the square that every image is resized to, where it is."""
+    """Side of the squares that every image is cut into, where it is."""
+    max_tiles: int = 1
+    """Of one image, its thumbnail aside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +129,14 @@ def load_shape(model: ModelConfig, key: str) -> ModelShape:
         family=config.model_type,
         value_bytes=_BYTES[model.dtype],
         decoder=decoder_shape(config.get_text_config()),
-        vision=_VISION_READERS[config.model_type](config.vision_config),
+        vision=_vision_shape(config, model),
         parameters=_count_parameters(config),
     )
+
+
+def _vision_shape(config: Any, model: ModelConfig) -> VisionShape:
+    shape = _VISION_READERS[config.model_type](config.vision_config)
+    return shape if model.max_tiles is None else replace(shape, max_tiles=model.max_tiles)
 
 
 def _load_config(path: str, key: str) -> Any:
@@ -191,7 +201,8 @@ def _qwen3_vision(vision: Any) -> VisionShape:
 
 
 def _internvl_vision(vision: Any) -> VisionShape:
-    """The merge of 2 is `downsample_ratio` 0.5 of the family; one tile an image, so `crop_to_patches` off."""
+    """The merge of 2 is `downsample_ratio` 0.5 of the family; tiles are cut as its processor does by default."""
+    tile_patches = (vision.image_size[0] // vision.patch_size[0]) ** 2
     return VisionShape(
         depth=vision.num_hidden_layers,
         hidden=vision.hidden_size,
@@ -200,10 +211,11 @@ def _internvl_vision(vision: Any) -> VisionShape:
         patch_pixels=vision.patch_size[0],
         merge=2,
         patch_values=vision.num_channels * vision.patch_size[0] ** 2,
-        window_patches=None,
-        num_full_blocks=vision.num_hidden_layers,
+        window_patches=tile_patches,
+        num_full_blocks=0,
         feature_layers=1,
         tile_pixels=vision.image_size[0],
+        max_tiles=_DEFAULT_TILES,
     )
 
 

@@ -95,13 +95,23 @@ def image_tokens(size: tuple[int, int], vision: VisionShape) -> tuple[int, int]:
     """Tokens and patches of an image of this width and height.
 
     Qwen-VL rounds both sides to whole tokens (`smart_resize` of transformers' image processor; its limits on the
-    number of pixels lie outside of COCO's sizes); InternVL resizes to one tile.
+    number of pixels lie outside of COCO's sizes); InternVL cuts into tiles.
     """
-    side = vision.patch_pixels * vision.merge
+    side, tiles = vision.patch_pixels * vision.merge, 1
     if vision.tile_pixels is not None:
+        tiles = _num_tiles(size, vision.tile_pixels, vision.max_tiles)
         size = (vision.tile_pixels, vision.tile_pixels)
     width, height = (max(1, round(length / side)) for length in size)
-    return width * height, width * height * vision.merge**2
+    tokens = tiles * width * height
+    return tokens, tokens * vision.merge**2
+
+
+def _num_tiles(size: tuple[int, int], tile_pixels: int, max_tiles: int) -> int:
+    """By the image processor's own rule; an image that is cut has a thumbnail too."""
+    from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+
+    columns, rows = get_optimal_tiled_canvas((size[1], size[0]), (tile_pixels, tile_pixels), 1, max_tiles)
+    return 1 if columns * rows == 1 else columns * rows + 1
 
 
 def _miniature_step(recipe: Recipe, vision: VisionShape) -> StepShape:

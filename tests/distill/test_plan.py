@@ -88,16 +88,19 @@ def test_the_largest_step_is_one_that_the_run_has(recipe_path: Path, processor: 
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "tokens"),
+    ("name", "size", "max_tiles", "tokens"),
     [
         # The notes on the method: a 640x480 image is 391 tokens of Qwen2.5-VL.
-        ("Qwen/Qwen2.5-VL-7B-Instruct", (640, 480), 391),
-        ("Qwen/Qwen3-VL-8B-Instruct", (640, 480), 300),
-        ("OpenGVLab/InternVL3-8B-hf", (640, 480), 256),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", (640, 480), None, 391),
+        ("Qwen/Qwen3-VL-8B-Instruct", (640, 480), None, 300),
+        ("OpenGVLab/InternVL3-8B-hf", (640, 480), 1, 256),
+        # Four by three tiles, and a thumbnail.
+        ("OpenGVLab/InternVL3-8B-hf", (640, 480), None, 13 * 256),
+        ("OpenGVLab/InternVL3-8B-hf", (448, 448), None, 256),
     ],
 )
-def test_tokens_of_an_image(name: str, size: tuple[int, int], tokens: int) -> None:
-    vision = load_shape(ModelConfig(path=name), "student.path").vision
+def test_tokens_of_an_image(name: str, size: tuple[int, int], max_tiles: int | None, tokens: int) -> None:
+    vision = load_shape(ModelConfig(path=name, max_tiles=max_tiles), "student.path").vision
     assert image_tokens(size, vision) == (tokens, 4 * tokens)
 
 

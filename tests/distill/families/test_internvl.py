@@ -83,6 +83,10 @@ def losses(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line)["losses"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+def num_tokens(folder: Path) -> int:
+    return sum(json.loads(line)["tokens"] for line in (folder / "log.jsonl").read_text().splitlines())
+
+
 def test_it_trains_with_every_loss_and_leaves_the_tower_alone(trained: Path, folders: dict[str, Path]) -> None:
     terms = losses(trained)
     assert len(terms) == 3
@@ -127,19 +131,30 @@ def test_training_from_a_recording_equals_live_training(trained: Path, recipe_pa
 
 @pytest.mark.parametrize("verb", ["train", "record"])
 def test_a_teacher_that_cuts_images_otherwise_is_refused_by_the_sample_s_name(
-    recipe_path: Path, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+    recipe_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
-    other = tmp_path / "teacher"
-    rope_gain.load_pretrained(folders["teacher"]).save_pretrained(other)
-    processor = transformers.AutoProcessor.from_pretrained(folders["teacher"])
-    processor.image_processor.max_patches = 1
-    processor.save_pretrained(other)
     arguments = [str(tmp_path / "recording")] if verb == "record" else []
-    assert main([verb, str(recipe_path), *arguments, f"teacher.path={other}", f"output={tmp_path / 'run'}"]) == 1
+    assert main([verb, str(recipe_path), *arguments, "teacher.max_tiles=1", f"output={tmp_path / 'run'}"]) == 1
     message = capsys.readouterr().err
     assert "data.jsonl:" in message
     assert "has the grid [" in message
     assert "[1, 32, 32] for the teacher; expected image processors with equal settings" in message
+
+
+def test_a_student_keeps_its_number_of_tiles(recipe_path: Path, trained: Path, tmp_path: Path) -> None:
+    overrides = ["student.max_tiles=1", "teacher.max_tiles=1", f"output={tmp_path}"]
+    assert main(["train", str(recipe_path), *overrides]) == 0
+    # An epoch each: the same samples.
+    assert num_tokens(tmp_path) < num_tokens(trained)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "student")
+    assert len(processor(text=processor.image_token, images=Image.new("RGB", (64, 32)))["pixel_values"]) == 1
+
+
+def test_max_tiles_of_a_family_without_tiles_is_refused(
+    write_recipe: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(write_recipe(tmp_path)), "student.max_tiles=1"]) == 1
+    assert "max_tiles: 1, expected none: Qwen2_5_VLProcessor does not cut images" in capsys.readouterr().err
 
 
 def test_a_checkpoint_answers_as_plain_generation_does(tmp_path: Path) -> None:
