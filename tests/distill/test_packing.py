@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import rope_gain
+from distill.capture import enable_capture
 from distill.cli import main
 from distill.data.batch import Batch
 from distill.data.collate import Collator
@@ -63,8 +64,7 @@ def assert_same_signals(found: Signals, expected: Signals, batch: Batch) -> None
 def test_every_family_s_packed_signals_equal_the_padded_ones(architecture: str) -> None:
     model, processor = build_tiny(gain_families.find_family(architecture))
     rope_gain.attach(model, RopeGainConfig(granularity="layer", position="log", reference_length=8))
-    for number in range(2):
-        gain = rope_gain.attachment.gain_modules(model)[number]
+    for gain in rope_gain.gain_modules(model).values():
         gain.query_b.data.fill_(0.3)
     batch = make_batch(model, processor)
     signals = SignalModel(model, freeze_vision=True, feature_cache_bytes=2**20)
@@ -80,6 +80,20 @@ def test_every_family_s_packed_signals_equal_the_padded_ones(architecture: str) 
     ]
     assert differences[0] < 1e-4
     assert min(differences[1:]) > 0.1
+
+
+# What transformers' flex attention passes to torch, and what torch imports for it.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_family_s_packed_signals_in_flex_attention_equal_the_padded_ones(architecture: str) -> None:
+    """Forward and uncompiled: on a CPU it has no backward pass, and `train.attention` refuses it there."""
+    model, processor = build_tiny(gain_families.find_family(architecture))
+    batch = make_batch(model, processor)
+    signals = SignalModel(model, freeze_vision=True, feature_cache_bytes=2**20)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        expected = signals.signals(batch, [0, 1])
+        enable_capture(model, "flex_attention")
+        assert_same_signals(signals.signals(packed(batch), [0, 1]), expected, batch)
 
 
 def without_ends(batch: Batch) -> Batch:
@@ -168,25 +182,20 @@ def test_packed_training_of_adapters_with_drawn_rows_equals_padded_training(trai
     assert_same_run(train("train.packing=true", *settings), train(*settings))
 
 
-def test_steps_of_mixed_lengths_in_parts_equal_those_in_one_piece(train: Any) -> None:
-    mixed = ["train.packing=true", "data.mix_lengths=true", "loss.matching.rows=all"]
-    expected = train(*mixed)
-    assert_same_run(train(*mixed, "train.micro_batches=3"), expected)
-
-
-def test_packed_training_in_two_processes_equals_padded_training_in_one(
-    write_recipe: Callable[[Path], Path], tmp_path: Path, whole: Any
+def test_steps_of_mixed_lengths_in_two_processes_equal_those_in_one(
+    write_recipe: Callable[[Path], Path], tmp_path: Path, train: Any
 ) -> None:
+    mixed = ["train.packing=true", "data.mix_lengths=true", "loss.matching.rows=all"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run(
-        [*launch, "-m", "distill", "train", str(write_recipe(tmp_path)), "train.packing=true"],
+        [*launch, "-m", "distill", "train", str(write_recipe(tmp_path)), *mixed, "train.micro_batches=2"],
         env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    assert_same_run(read_run(tmp_path / "run"), whole)
+    assert_same_run(read_run(tmp_path / "run"), train(*mixed))
 
 
 @pytest.mark.parametrize(("recorded", "trained"), [("false", "true"), ("true", "false"), ("true", "true")])
