@@ -24,6 +24,8 @@ from distill.recipe import Recipe
 from rope_gain import wheel_guard
 
 _MINIATURE = Path(distill.__file__).parent / "recipes" / "miniature.yaml"
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": str(2**16)}
+"""For the environment: blocks of 64 KiB and more come from the kernel and go back to it."""
 _SMALLEST = ("data.tokens_per_step=1", "train.steps=2")
 
 
@@ -34,8 +36,7 @@ def measure_peak_bytes(recipe: Path, overrides: Sequence[str], steps: int) -> in
         ValueError: the run failed; its own message is on standard error.
     """
     arguments = [sys.executable, "-m", "distill.planning.measure", str(recipe), str(steps), *overrides]
-    # Blocks of 64 KiB and more come from the kernel and go back to it.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": str(2**16)}
+    environment = {**os.environ, **GIVE_BACK}
     finished = subprocess.run(arguments, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if finished.returncode != 0:
         raise ValueError(f"the measured run ended with exit code {finished.returncode}")
@@ -47,13 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     wheel_guard.install()
     recipe, steps, *overrides = arguments
     config = load_config(Recipe, Path(recipe), overrides)
-    # Accelerate keeps both for the life of a process.
-    alike = [f"train.mixed_precision={config.train.mixed_precision}", f"train.device={config.train.device}"]
-    if config.lora is not None:
-        # PEFT imports a good part of what is installed.
-        alike.append("lora.rank=1")
-    _train(_MINIATURE, (*_SMALLEST, *alike))
-    before = _status_bytes("VmRSS")
+    before = warmed_up_bytes(config)
     device = _train(Path(recipe), (*overrides, f"train.steps={steps}"))
     if device == "cuda":
         import torch
@@ -61,9 +56,20 @@ def main(arguments: Sequence[str]) -> int:
         peak = torch.cuda.max_memory_allocated()
     else:
         # Not ru_maxrss: a child takes that over from the process that started it.
-        peak = _status_bytes("VmHWM") - before
+        peak = status_bytes("VmHWM") - before
     print(json.dumps({"peak_bytes": peak}))
     return 0
+
+
+def warmed_up_bytes(recipe: Recipe) -> int:
+    """This process's resident memory after it has trained the smallest run that loads what this recipe's does."""
+    # Accelerate keeps both for the life of a process.
+    alike = [f"train.mixed_precision={recipe.train.mixed_precision}", f"train.device={recipe.train.device}"]
+    if recipe.lora is not None:
+        # PEFT imports a good part of what is installed.
+        alike.append("lora.rank=1")
+    _train(_MINIATURE, (*_SMALLEST, *alike))
+    return status_bytes("VmRSS")
 
 
 def _train(path: Path, overrides: Sequence[str]) -> str:
@@ -81,8 +87,8 @@ def _train(path: Path, overrides: Sequence[str]) -> str:
     return choose_device(recipe.train).type
 
 
-def _status_bytes(name: str) -> int:
-    """A figure of this process's memory, as Linux gives it."""
+def status_bytes(name: str) -> int:
+    """A figure of this process's memory, as Linux gives it: VmRSS now, VmHWM at its highest."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
