@@ -142,7 +142,7 @@ def _make_accelerator(config: TrainConfig, *, folder: Path) -> Accelerator:
         cpu=config.device == "cpu",
         mixed_precision=config.mixed_precision,
         kwargs_handlers=[unused],
-        log_with=list(config.trackers),
+        log_with=list(config.trackers) or None,
         project_dir=folder,
     )
     accelerator.init_trackers("laid")
