@@ -2,7 +2,6 @@
 
 import importlib.util
 import itertools
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,8 @@ from distill.model import SignalModel, Teacher
 from distill.objective import Objective
 from distill.recipe import Recipe, TrainConfig
 from distill.recording.teacher import RecordedTeacher, open_recorded_teacher
+from distill.sharding import is_sharding_asked, shard
+from distill.state import load_trained
 from distill.trainer import Part, Trainer
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 
 SAMPLES_FILE = "samples.jsonl"
-
-# As `accelerate launch` names its configuration to the processes.
-_SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +52,12 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
         ValueError: the models do not fit each other, the loss or the data.
     """
     torch.manual_seed(recipe.train.seed)
+    is_sharded = is_sharding_asked()
     accelerator = _make_accelerator(recipe.train, folder=log_path.parent)
     device = accelerator.device
     cache_bytes = recipe.train.feature_cache_mib * 2**20
-    model = _student_model(recipe, device)
-    adapted = None if recipe.lora is None else add_adapters(model, recipe.lora)
+    # What is sharded moves to its device share by share.
+    model, adapted = _student_model(recipe, torch.device("cpu") if is_sharded else device)
     processor = load_processor(recipe.student)
     collate = Collator(processor, find_family(model).rope_index(model), is_packed=recipe.train.packing)
     source = make_source(
@@ -90,6 +89,9 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
         teacher=None if teacher is None else teacher.shape,
         vocabulary_size=len(processor.tokenizer),
     ).to(device)
+    distiller = Distiller(student, objective)
+    if is_sharded:
+        shard(distiller, accelerator)
 
     def make_parts(step: int) -> list[Part]:
         samples = source.samples(step)
@@ -100,13 +102,20 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
     trainer = Trainer(
         recipe,
         accelerator=accelerator,
-        distiller=Distiller(student, objective),
+        distiller=distiller,
         teacher=teacher,
         make_parts=make_parts,
         state_path=state_path,
         log_path=log_path,
     )
     return Run(trainer=trainer, accelerator=accelerator, model=model, processor=processor, adapted=adapted)
+
+
+def whole_student(recipe: Recipe, state_path: Path) -> tuple["PreTrainedModel", Any]:
+    """The student of a sharded run, from its saved state, and the `peft.PeftModel` around it: as in `Run`."""
+    model, adapted = _student_model(recipe, torch.device("cpu"))
+    load_trained(state_path, name="student", module=model)
+    return model, adapted
 
 
 def split(samples: list[Sample], num_parts: int) -> list[list[Sample]]:
@@ -116,25 +125,18 @@ def split(samples: list[Sample], num_parts: int) -> list[list[Sample]]:
 
 
 def _make_accelerator(config: TrainConfig, *, folder: Path) -> Accelerator:
-    """One process, or one of those that `accelerate launch` started; sharded training is refused.
+    """One process, or one of those that `accelerate launch` started.
 
     Args:
         folder: of the run, where trackers write.
 
     Raises:
-        ValueError: Accelerate is configured for DeepSpeed or FSDP, a GPU is asked for where there is none, or a
-            tracker is not installed.
+        ValueError: a GPU is asked for where there is none, or a tracker is not installed.
     """
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise ValueError(
                 f"train.trackers: {tracker!r} is not installed; install it with: pip install {tracker}, or leave it out"
-            )
-    for kind in _SHARDED:
-        if os.environ.get(f"ACCELERATE_USE_{kind}", "false") == "true":
-            raise ValueError(
-                f"accelerate: configured for {kind}, expected one process or data parallelism: sharded students are "
-                f"not supported yet; gradient_checkpointing, micro_batches and lora make a student smaller"
             )
     # A tower in training sees no image in a step of text alone, and its weights then have no gradient to exchange.
     unused = DistributedDataParallelKwargs(find_unused_parameters=not config.freeze_vision)
@@ -158,7 +160,8 @@ def _make_tally(accelerator: Accelerator, log_path: Path) -> Tally:
     return Tally(is_quiet=True)
 
 
-def _student_model(recipe: Recipe, device: torch.device) -> "PreTrainedModel":
+def _student_model(recipe: Recipe, device: torch.device) -> tuple["PreTrainedModel", Any]:
+    """The model, ready to be trained, and the `peft.PeftModel` around it, None without adapters."""
     model = load_model(recipe.student, device).train()
     if recipe.gain is not None:
         rope_gain.attach(model, recipe.gain)
@@ -166,7 +169,7 @@ def _student_model(recipe: Recipe, device: torch.device) -> "PreTrainedModel":
         find_family(model).freeze_vision(model)
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
+    return model, None if recipe.lora is None else add_adapters(model, recipe.lora)
 
 
 def _compare_inputs(recipe: Recipe, source: Source, collate: Collator, teacher: Teacher, processor: Any) -> None:

@@ -26,7 +26,8 @@ def make_optimizer(model: nn.Module, objective: nn.Module, config: TrainConfig) 
     ]
     groups = [{"weight_decay": 0.0, **group, "lr": group["peak_lr"]} for group in groups if group["params"]]
     # The usual pair for transformers: runs of a few hundred steps are too short for a memory of a thousand.
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    is_on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=is_on_gpu or None)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> None:

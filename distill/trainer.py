@@ -21,6 +21,7 @@ from distill.prefetch import prefetched
 from distill.recipe import Recipe
 from distill.recording.teacher import RecordedTeacher
 from distill.runlog import RunLog
+from distill.sharding import is_sharded, whole
 from distill.signals import Signals
 from distill.state import load_state, save_state
 
@@ -76,9 +77,13 @@ class Trainer:
         self._make_parts = make_parts
         self._state_path = state_path
         self._modules = {"student": distiller.student, "objective": distiller.objective}
+        self.is_sharded = is_sharded(distiller)
         optimizer = make_optimizer(distiller.student, distiller.objective, recipe.train)
         self._trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._distiller, self._optimizer = accelerator.prepare(distiller, optimizer)
+        self._distiller: Any = distiller
+        self._optimizer: Any = optimizer
+        if not self.is_sharded:
+            self._distiller, self._optimizer = accelerator.prepare(distiller, optimizer)
         self.step = 0
         self.seconds = 0.0
         if self._state_path.exists():
@@ -154,13 +159,18 @@ class Trainer:
             piece = next(inputs)
             if index == 0:
                 totals = self._sum(piece.counts)
-            is_last = index == pieces - 1
-            with nullcontext() if is_last else self._accelerator.no_sync(self._distiller):
+                if self.is_sharded:
+                    # A tower in training sees no image in a part of text alone, where another process may have one.
+                    is_uneven = totals["images"] > 0 and not self._recipe.train.freeze_vision
+                    self._distiller.set_reduce_scatter_unused_params(is_uneven, recurse=False)
+            # Gradients are exchanged once a step, unless that would keep whole ones where there are shares.
+            is_exchanged = index == pieces - 1 or self.is_sharded
+            with nullcontext() if is_exchanged else self._accelerator.no_sync(self._distiller):
                 losses = self._backward(piece, totals)
             for name, value in losses.terms.items():
                 terms[name] = terms.get(name, 0.0) + value
             terms["loss"] = terms.get("loss", 0.0) + losses.total.item()
-        grad_norm = self._accelerator.clip_grad_norm_(self._trained, self._recipe.train.max_grad_norm)
+        grad_norm = whole(self._accelerator.clip_grad_norm_(self._trained, self._recipe.train.max_grad_norm))
         self._optimizer.step()
         return self._log_entry(self._sum(terms), totals, float(grad_norm))
 
@@ -168,7 +178,8 @@ class Trainer:
         """Adds this piece's gradient; over all pieces and processes they sum to that of the whole step."""
         part = piece.part
         shares = {name: count / totals[name] if part.is_real else 0.0 for name, count in piece.rows.items()}
-        losses: Losses = self._distiller(part.batch, piece.teacher, self._progress, shares)
+        with self._accelerator.autocast():
+            losses: Losses = self._distiller(part.batch, piece.teacher, self._progress, shares)
         if not losses.total.isfinite():
             raise ValueError(f"step {self.step}: the loss is {losses.total.item()}; terms: {losses.terms}")
         # The mean over the processes, which is what they exchange, times their number is the sum.
@@ -201,14 +212,16 @@ class Trainer:
         }
 
     def _save(self) -> None:
-        if not self._accelerator.is_main_process:
-            return
-        values = {"step": self.step, "seconds": self.seconds, "optimizer": self._optimizer.state_dict()}
-        save_state(self._state_path, recipe=self._recipe, modules=self._modules, values=values)
+        save_state(
+            self._state_path if self._accelerator.is_main_process else None,
+            recipe=self._recipe,
+            modules=self._modules,
+            optimizer=self._optimizer,
+            values={"step": self.step, "seconds": self.seconds},
+        )
 
     def _load(self) -> None:
-        values = load_state(self._state_path, recipe=self._recipe, modules=self._modules)
-        self._optimizer.load_state_dict(values["optimizer"])
+        values = load_state(self._state_path, recipe=self._recipe, modules=self._modules, optimizer=self._optimizer)
         self.step, self.seconds = values["step"], values["seconds"]
 
 

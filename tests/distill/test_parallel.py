@@ -144,14 +144,3 @@ def test_a_run_killed_at_once_resumes_bit_for_bit(
     resumed_log, weights = read_run(tmp_path / "run")
     assert [entry["losses"] for entry in resumed_log] == [entry["losses"] for entry in whole[0]]
     assert all(torch.equal(weights[name], tensor) for name, tensor in whole[1].items())
-
-
-def test_sharded_training_is_refused_by_name(
-    write_recipe: Callable[[Path], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert main(["train", str(write_recipe(tmp_path))]) == 1
-    assert "configured for FSDP, expected one process or data parallelism" in capsys.readouterr().err

@@ -1,0 +1,145 @@
+"""FSDP2: each process keeps a share of the student's parameters, gradients and optimizer states.
+
+Every tensor is cut along its first dimension. A decoder layer is gathered when it is about to run, and let go after.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from distill.distiller import Distiller
+from rope_gain import gain_modules
+from rope_gain.attachment import decoder_layers
+from rope_gain.families import find_family
+
+if TYPE_CHECKING:
+    from distill.signals import Signals
+
+EXAMPLE = "distill/recipes/accelerate/fsdp2.yaml"
+
+# Of Accelerate's settings, as `accelerate launch` hands them on: what Accelerate takes for one that is not set, and
+# what a student can be sharded with. Whatever else it hands on changes nothing in FSDP2, or is obeyed.
+_SETTINGS = {
+    "FSDP_VERSION": ("1", "2"),
+    "FSDP_AUTO_WRAP_POLICY": ("NO_WRAP", "TRANSFORMER_BASED_WRAP"),
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": ("", ""),
+    "FSDP_IGNORED_MODULES": ("", ""),
+    "FSDP_OFFLOAD_PARAMS": ("false", "false"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("false", "false"),
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": ("false", "false"),
+}
+
+
+def is_sharding_asked() -> bool:
+    """Whether the processes were started to share a student by FSDP2.
+
+    Raises:
+        ValueError: they are to share it in another way, or Accelerate's settings ask for what would not happen.
+    """
+    for kind in ("DEEPSPEED", "MEGATRON_LM"):
+        if _is_true(f"ACCELERATE_USE_{kind}"):
+            raise ValueError(
+                f"accelerate: configured for {kind}, expected one process, data parallelism or FSDP2: a student is "
+                f"sharded by: accelerate launch --config_file {EXAMPLE}"
+            )
+    if not _is_true("ACCELERATE_USE_FSDP"):
+        return False
+    for name, (default, expected) in _SETTINGS.items():
+        found = os.environ.get(name, default)
+        if found.lower() != expected.lower():
+            raise ValueError(
+                f"accelerate: {name.lower()}: {found!r}, expected {expected or 'none'!r}, as in {EXAMPLE}; decoder "
+                "layers are sharded one by one, and train.gradient_checkpointing recomputes them"
+            )
+    if not torch.distributed.is_torchelastic_launched():
+        raise ValueError("accelerate: configured for FSDP in one process alone, expected `accelerate launch`")
+    return True
+
+
+def shard(distiller: Distiller, accelerator: Accelerator) -> None:
+    """Cuts the parameters, in place, and moves them to the process's device; `distiller` is an `FSDPModule` after.
+
+    Units that are gathered at a time are the decoder layers, the embedding and the output layer where they are two,
+    and the rest. A frozen vision tower stays whole: which images a process still has to encode is its own affair,
+    and what others wait for must not depend on it.
+    """
+    model = distiller.student
+    layers = decoder_layers(model, find_family(type(model).__name__))
+    exact = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    lower = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    settings: dict[str, Any] = {
+        "mesh": init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
+        "reshard_after_forward": os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true",
+    }
+    for gain in gain_modules(model).values():
+        # float32 among weights of another dtype, which one unit cannot have.
+        fully_shard(gain, mp_policy=exact, **settings)
+    for layer in layers:
+        fully_shard(layer, mp_policy=lower, **settings)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if embedding.weight is not head.weight:
+        fully_shard(embedding, mp_policy=exact, **settings)
+        fully_shard(head, mp_policy=lower, **settings)
+    fully_shard(distiller.objective, mp_policy=exact, **settings)
+    frozen = _frozen_vision(model)
+    for parameter in frozen:
+        parameter.data = parameter.data.to(accelerator.device)
+    fully_shard(distiller, mp_policy=exact, ignored_params=frozen, **settings | {"reshard_after_forward": False})
+    distiller.objective.register_forward_pre_hook(_gather_for_losses(layers))
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `shard` was called on it."""
+    return isinstance(module, FSDPModule)
+
+
+def whole(value: Any) -> Any:
+    """A sharded tensor's full one, for which every process has to ask; any other value as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def placed(value: Any, like: Tensor) -> Any:
+    """A copy of a full tensor, sharded as another tensor of its shape is; any other value as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    if isinstance(like, DTensor) and value.shape == like.shape:
+        # Every process cuts its own share out, without a word to the others.
+        value = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return value.clone()
+
+
+def _frozen_vision(model: Any) -> set[nn.Parameter]:
+    """The frozen parameters that neither the decoder nor the output layer has."""
+    decoder = model.get_submodule(find_family(type(model).__name__).decoder)
+    others = {*decoder.parameters(), *model.get_output_embeddings().parameters()}
+    return {parameter for parameter in model.parameters() if parameter not in others and not parameter.requires_grad}
+
+
+def _gather_for_losses(layers: Any) -> Any:
+    """A hook that gathers a layer again when a loss reaches its queries and keys.
+
+    FSDP does so when a gradient reaches the layer's output, which none does above the highest layer in a loss.
+    """
+
+    def hook(_objective: nn.Module, inputs: tuple["Signals", ...]) -> None:
+        for number, query_key in inputs[0].layers.items():
+            for tensor in (query_key.q_BHTD, query_key.k_BKTD):
+                tensor.register_hook(  # type: ignore[no-untyped-call]
+                    lambda _gradient, layer=layers[number]: layer.unshard()
+                )
+
+    return hook
+
+
+def _is_true(name: str) -> bool:
+    return os.environ.get(name, "false").lower() == "true"
