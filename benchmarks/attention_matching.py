@@ -1,7 +1,8 @@
 """What the attention matching costs: time beside the same layer's SDPA, and memory against the length.
 
 One layer of Qwen2.5-VL-7B's shape (28 query heads of 128 over 4 key-value heads), student and teacher alike, every row
-counted, heads mixed 28 to 28. Each length has a process of its own, so that its peak of memory is its own.
+counted, heads mixed 28 to 28. Each length has a process of its own, so that its peak of memory is its own. Where there
+is a CUDA device, `attention_matching_gpu.py` adds its rows: the Triton kernels and PyTorch's operators, to 128k tokens.
 
     python benchmarks/attention_matching.py              about 15 minutes on one core
     python benchmarks/attention_matching.py --quick
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import Row, describe_machine, parse_arguments, report
+from distill.losses.kinds import MatchingKernel
 from distill.losses.matching import Tilt, attention_matching
 from distill.losses.rows import Places, rows_where
 from distill.recipe import MatchingConfig
@@ -90,6 +92,10 @@ def main() -> None:
     name = f"{size.longest} tokens: memory beyond the inputs"
     rows.append(Row(name=name, value=gib, unit="GiB, at most", target=MEMORY_TARGET_GIB, met=gib < MEMORY_TARGET_GIB))
     rows += slope_rows(memory)
+    if torch.cuda.is_available():
+        rows += gpu_rows(arguments.quick)
+    else:
+        print("no CUDA device: the Triton kernels are not measured")
     machine = describe_machine(["torch"]) | {"threads": 1, "quick": arguments.quick}
     report(machine, rows, arguments.json)
 
@@ -101,6 +107,12 @@ def in_a_process(length: int, rounds: int, with_materialised: int) -> dict[str, 
     print(f"measured {length} tokens", flush=True)
     found: dict[str, float] = json.loads(result.stdout)
     return found
+
+
+def gpu_rows(quick: bool) -> list[Row]:
+    from benchmarks import attention_matching_gpu  # It imports this file.
+
+    return attention_matching_gpu.measure(quick)
 
 
 def rows_of(length: int, found: dict[str, float]) -> list[Row]:
@@ -127,14 +139,20 @@ def rows_of(length: int, found: dict[str, float]) -> list[Row]:
     return rows
 
 
-def slope_rows(memory: dict[int, float]) -> list[Row]:
+def slope_rows(memory: dict[int, float], where: str = "") -> list[Row]:
     """Memory as a line in the length, and the exponent of the power law that fits it best."""
     lengths, sizes = np.array(list(memory)), np.array(list(memory.values()))
     slope, _ = np.polyfit(lengths, sizes, 1)
     exponent, _ = np.polyfit(np.log(lengths[-3:]), np.log(sizes[-3:]), 1)
     return [
-        Row(name="memory's slope", value=slope / 1024, unit="KiB a token"),
-        Row(name="memory's exponent", value=exponent, unit="of the length", target=1.1, met=bool(exponent <= 1.1)),
+        Row(name=f"{where}memory's slope", value=slope / 1024, unit="KiB a token"),
+        Row(
+            name=f"{where}memory's exponent",
+            value=exponent,
+            unit="of the length",
+            target=1.1,
+            met=bool(exponent <= 1.1),
+        ),
     ]
 
 
@@ -162,25 +180,26 @@ def time_ratios(layer: Layer, rounds: int) -> dict[str, float]:
     return {"ratio_cpu": float(ratios[0]), "ratio_wall": float(ratios[1]), "sdpa_seconds": seconds}
 
 
-def make_layer(length: int) -> Layer:
-    generator = torch.Generator().manual_seed(0)
+def make_layer(length: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Layer:
+    generator = torch.Generator(device).manual_seed(0)
 
     def normal(heads: int) -> Tensor:
-        return torch.randn(1, heads, length, HEAD_SIZE, generator=generator)
+        return torch.randn(1, heads, length, HEAD_SIZE, generator=generator, device=device, dtype=dtype)
 
-    tokens_T = torch.arange(length)
+    tokens_T = torch.arange(length, device=device)
+    mixing_SH = torch.randn(HEADS, HEADS, generator=generator, device=device).softmax(-1)
     return Layer(
         q_BHTD=normal(HEADS).requires_grad_(),
         k_BKTD=normal(KEY_VALUE_HEADS).requires_grad_(),
         v_BKTD=normal(KEY_VALUE_HEADS).requires_grad_(),
         teacher=QueryKey(q_BHTD=normal(HEADS), k_BKTD=normal(KEY_VALUE_HEADS), scale=HEAD_SIZE**-0.5),
-        mixing_SH=torch.randn(HEADS, HEADS, generator=generator).softmax(-1).requires_grad_(),
+        mixing_SH=mixing_SH.requires_grad_(),
         places=Places(position_ids_3BT=tokens_T.expand(3, 1, -1), images_before_BT=(tokens_T // TOKENS_AN_IMAGE)[None]),
     )
 
 
-def matching(layer: Layer) -> None:
-    rows = rows_where(torch.ones(1, layer.q_BHTD.shape[2], dtype=torch.bool))
+def matching(layer: Layer, kernel: MatchingKernel = "auto", chunk_mib: int = MatchingConfig().chunk_mib) -> None:
+    rows = rows_where(torch.ones(1, layer.q_BHTD.shape[2], dtype=torch.bool, device=layer.q_BHTD.device))
     loss = attention_matching(
         layer.student,
         layer.teacher,
@@ -188,7 +207,8 @@ def matching(layer: Layer) -> None:
         places=layer.places,
         tilt=TILT,
         mixing_SH=layer.mixing_SH,
-        chunk_bytes=MatchingConfig().chunk_mib * 2**20,
+        chunk_bytes=chunk_mib * 2**20,
+        kernel=kernel,
     )
     backward(layer, loss)
 
