@@ -10,9 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from rope_gain.layout import read_config
+
 LAID_FILE = "laid.json"
 
 _FORMAT = 1
+
+# What `make serve` runs: its gateway counts these models' image tokens.
+_GATEWAY_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 def laid_record(
@@ -39,6 +44,12 @@ def laid_record(
         "training": training,
         "effective_window": None,
     }
+
+
+def serve_command(folder: Path) -> str:
+    """What serves the checkpoint: the gateway, or the engine alone where the gateway does not know the family."""
+    is_known = read_config(folder)["model_type"] in _GATEWAY_TYPES
+    return f"make serve MODEL={folder}" if is_known else f"vllm serve {folder}"
 
 
 def read_laid(folder: Path) -> dict[str, Any] | None:

@@ -7,7 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill.checkpoint import LAID_FILE, laid_record, read_laid, weights_sha256, whole_folder, write_laid
+from distill.checkpoint import (
+    LAID_FILE,
+    laid_record,
+    read_laid,
+    serve_command,
+    weights_sha256,
+    whole_folder,
+    write_laid,
+)
 from rope_gain import wheel_guard
 from rope_gain.layout import read_config
 
@@ -41,9 +49,6 @@ _QUESTION = "You are given a set of images. Please describe what differs between
 
 # For a text model.
 _TEXT = " ".join(f"Object {number} lies {7 * number % 31} steps from the door." for number in range(16))
-
-# What `make serve` runs: its gateway counts these models' image tokens.
-_GATEWAY_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 # The largest difference that passes, as a share of the largest logit: folding reorders float32 products, no more.
 _FLOAT32_SHARE = 1e-4
@@ -231,9 +236,8 @@ def _logits(model: "PreTrainedModel", inputs: dict[str, "torch.Tensor"]) -> "tor
 
 
 def _how_to_serve(folder: Path) -> str:
-    config = read_config(folder)
-    command = f"make serve MODEL={folder}" if config["model_type"] in _GATEWAY_TYPES else f"vllm serve {folder}"
-    if "rope_gain" not in config:
+    command = serve_command(folder)
+    if "rope_gain" not in read_config(folder):
         return f"the folded checkpoint is in {folder}; serve it with: {command}"
     return f"the checkpoint in {folder} keeps the gains that do not fold; serve it, with this package, by: {command}"
 

@@ -5,6 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from distill.checkpoint import serve_command
 from distill.config import load_config
 from distill.interrupt import StopRequest
 from distill.recipe import Recipe
@@ -19,7 +20,6 @@ _EXAMPLES = """examples:
   distill train recipe.yaml train.steps=300 loss.lambda_kl=0.5 output=runs/short
   distill train recipe.yaml --resume        go on after Ctrl-C or a crash, with the same settings
   accelerate launch --num_processes 4 -m distill train recipe.yaml      on several GPUs
-  accelerate launch --config_file distill/recipes/accelerate/fsdp2.yaml -m distill train recipe.yaml     sharded, FSDP2
   ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m distill train recipe.yaml      in several processes on a CPU
 
 The output folder gets log.jsonl (every loss term of every step), TensorBoard's files in laid/, state.pt while the run
@@ -66,7 +66,7 @@ def _train(recipe: Recipe, folder: Path, checkpoint: Path, command: str) -> int:
     wheel_guard.install()
     # Slow to import, and `distill --help` needs none of it.
     from distill.adapters import merge_adapters
-    from distill.assembly import assemble, whole_student
+    from distill.assembly import assemble
     from distill.export import export_student
 
     with StopRequest() as stop:
@@ -81,11 +81,8 @@ def _train(recipe: Recipe, folder: Path, checkpoint: Path, command: str) -> int:
         return 130
     if not run.accelerator.is_main_process:
         return 0
-    model, adapted = run.model, run.adapted
-    if trainer.is_sharded:
-        model, adapted = whole_student(recipe, folder / STATE_FILE)
-    if adapted is not None:
-        merge_adapters(adapted)
+    if run.adapted is not None:
+        merge_adapters(run.adapted)
     training = {
         "steps": trainer.step,
         "processes": run.accelerator.num_processes,
@@ -93,11 +90,11 @@ def _train(recipe: Recipe, folder: Path, checkpoint: Path, command: str) -> int:
         "losses": trainer.last_losses(),
     }
     log = trainer.log_entries()
-    export_student(checkpoint, model=model, processor=run.processor, recipe=recipe, training=training, log=log)
+    export_student(checkpoint, model=run.model, processor=run.processor, recipe=recipe, training=training, log=log)
     (folder / STATE_FILE).unlink()
     _print_checkpoint(checkpoint)
     return 0
 
 
 def _print_checkpoint(checkpoint: Path) -> None:
-    print(f"the student is in {checkpoint}; serve it with: make serve MODEL={checkpoint}")
+    print(f"the student is in {checkpoint}; serve it with: {serve_command(checkpoint)}")

@@ -141,9 +141,13 @@ def test_a_teacher_that_cuts_images_otherwise_is_refused_by_the_sample_s_name(
     assert "[1, 32, 32] for the teacher; expected image processors with equal settings" in message
 
 
-def test_a_student_keeps_its_number_of_tiles(recipe_path: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_student_keeps_its_number_of_tiles(
+    recipe_path: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     overrides = ["student.max_tiles=1", "teacher.max_tiles=1", f"output={tmp_path}"]
     assert main(["train", str(recipe_path), *overrides]) == 0
+    # The gateway does not count this family's tokens.
+    assert capsys.readouterr().out.endswith(f"serve it with: vllm serve {tmp_path / 'student'}\n")
     # An epoch each: the same samples.
     assert num_tokens(tmp_path) < num_tokens(trained)
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "student")
