@@ -129,8 +129,12 @@ def _miniature_step(recipe: Recipe, vision: VisionShape) -> StepShape:
     longest = max(largest, key=lambda each: len(each.input_ids_T))
     tokens, patches = image_tokens((IMAGE_SIZE, IMAGE_SIZE), vision)
     num_tokens = len(longest.input_ids_T)
+    num_samples = len(largest)
+    if recipe.data.mix_lengths:
+        # Packed: a long sample lengthens no other, and together they have no more tokens than the recipe allows.
+        num_samples = max(1, min(num_samples, recipe.data.tokens_per_step // num_tokens))
     return StepShape(
-        num_samples=len(largest),
+        num_samples=num_samples,
         sample_tokens=num_tokens,
         sample_images=len(longest.images),
         image_tokens=tokens,

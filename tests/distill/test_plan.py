@@ -48,6 +48,13 @@ def peak(*overrides: str, **execution: Any) -> int:
     return plan_memory(recipe, student, teacher, part, Execution(device="cuda", **execution)).peak
 
 
+def test_a_step_of_mixed_lengths_is_planned_within_its_tokens() -> None:
+    overrides = ["train.packing=true", "data.mix_lengths=true", "train.steps=4"]
+    recipe = load_config(Recipe, RECIPES / "miniature.yaml", overrides)
+    step = plan_step(recipe, load_shape(recipe.student, "student.path").vision, Assumption())
+    assert recipe.data.tokens_per_step / 2 < step.num_tokens <= recipe.data.tokens_per_step
+
+
 def test_the_plan_is_printed(recipe_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(recipe_path), "--tflops", "0.1", "--memory", "1"]) == 0
     text = capsys.readouterr().out
