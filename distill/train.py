@@ -20,6 +20,7 @@ _EXAMPLES = """examples:
   distill train recipe.yaml train.steps=300 loss.lambda_kl=0.5 output=runs/short
   distill train recipe.yaml --resume        go on after Ctrl-C or a crash, with the same settings
   accelerate launch --num_processes 4 -m distill train recipe.yaml      on several GPUs
+  accelerate launch --config_file distill/recipes/accelerate/fsdp2.yaml -m distill train recipe.yaml     sharded, FSDP2
   ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m distill train recipe.yaml      in several processes on a CPU
 
 The output folder gets log.jsonl (every loss term of every step), TensorBoard's files in laid/, state.pt while the run
@@ -66,7 +67,7 @@ def _train(recipe: Recipe, folder: Path, checkpoint: Path, command: str) -> int:
     wheel_guard.install()
     # Slow to import, and `distill --help` needs none of it.
     from distill.adapters import merge_adapters
-    from distill.assembly import assemble
+    from distill.assembly import assemble, whole_student
     from distill.export import export_student
 
     with StopRequest() as stop:
@@ -81,8 +82,11 @@ def _train(recipe: Recipe, folder: Path, checkpoint: Path, command: str) -> int:
         return 130
     if not run.accelerator.is_main_process:
         return 0
-    if run.adapted is not None:
-        merge_adapters(run.adapted)
+    model, adapted = run.model, run.adapted
+    if trainer.is_sharded:
+        model, adapted = whole_student(recipe, folder / STATE_FILE)
+    if adapted is not None:
+        merge_adapters(adapted)
     training = {
         "steps": trainer.step,
         "processes": run.accelerator.num_processes,
@@ -90,7 +94,7 @@ def _train(recipe: Recipe, folder: Path, checkpoint: Path, command: str) -> int:
         "losses": trainer.last_losses(),
     }
     log = trainer.log_entries()
-    export_student(checkpoint, model=run.model, processor=run.processor, recipe=recipe, training=training, log=log)
+    export_student(checkpoint, model=model, processor=run.processor, recipe=recipe, training=training, log=log)
     (folder / STATE_FILE).unlink()
     _print_checkpoint(checkpoint)
     return 0
