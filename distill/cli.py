@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from distill import fold, plan, record, train
+from distill.attention_spectrum import command as attention_spectrum
 from distill.comparison import command as comparison
 from distill.data import command as data
 from distill.evaluate import command as evaluate
@@ -20,6 +21,7 @@ _EXAMPLES = """examples:
   distill evaluate runs/miniature/student                     measure its effective window
   distill evaluate http://127.0.0.1:8000/v1                   the same through the server
   distill compare base.json student.json                      several models in one table, figure and page
+  distill spectrum miniature:teacher miniature:base           how attention depends on distance
   distill fold runs/static/student runs/static/folded         static gains into the weights: a stock checkpoint
   distill inspect runs/miniature/student --figure gains.png   show which wavelengths it amplified
   distill miniature build                                     retrain the committed teacher and base student
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (plan, train, record, data, evaluate, comparison, inspection, fold, miniature):
+    for module in (plan, train, record, data, evaluate, comparison, attention_spectrum, inspection, fold, miniature):
         module.add_parser(verbs)
     chosen = parser.parse_args(arguments)
     try:
