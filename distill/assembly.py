@@ -134,7 +134,9 @@ def _make_accelerator(config: TrainConfig, *, folder: Path) -> Accelerator:
         ValueError: a GPU is asked for where there is none, or a tracker is not installed.
     """
     for tracker in config.trackers:
-        if importlib.util.find_spec(tracker) is None:
+        package = importlib.util.find_spec(tracker)
+        # A folder of that name, such as W&B's own beside an earlier run, is found too, but has no file.
+        if package is None or package.origin is None:
             raise ValueError(
                 f"train.trackers: {tracker!r} is not installed; install it with: pip install {tracker}, or leave it out"
             )
@@ -147,7 +149,8 @@ def _make_accelerator(config: TrainConfig, *, folder: Path) -> Accelerator:
         log_with=list(config.trackers) or None,
         project_dir=folder,
     )
-    accelerator.init_trackers("laid")
+    # Of itself W&B would write into the working directory.
+    accelerator.init_trackers("laid", init_kwargs={"wandb": {"dir": str(folder)}})
     if config.device == "cuda" and accelerator.device.type != "cuda":
         raise ValueError("train.device: 'cuda', expected 'auto' or 'cpu': torch finds no GPU")
     return accelerator

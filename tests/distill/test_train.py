@@ -1,5 +1,6 @@
 """The whole verb on tiny models: a recipe in, a checkpoint out."""
 
+import importlib.util
 import json
 import os
 import re
@@ -106,6 +107,22 @@ def test_a_tracker_that_is_not_installed_is_refused(
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert main(["train", str(recipe_path), "train.trackers=[wandb]"]) == 1
     assert "pip install wandb" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_folder_of_runs_is_not_a_tracker(
+    recipe_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m distill` finds what is in the working directory, where W&B may have left such a folder."""
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["train", str(recipe_path), "train.trackers=[wandb]"]) == 1
+    assert "pip install wandb" in capsys.readouterr().err
+
+
+def test_no_tracker_is_needed(recipe_path: Path, tmp_path: Path) -> None:
+    assert main(["train", str(recipe_path), "train.trackers=[]", "train.steps=1", f"output={tmp_path / 'run'}"]) == 0
+    assert not (tmp_path / "run" / "laid").exists()
 
 
 def test_a_family_that_cannot_be_distilled_is_refused(
