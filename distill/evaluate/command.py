@@ -28,9 +28,13 @@ stays at or above a threshold, each with a 95 % interval. The items are the same
 A checkpoint folder is run here, through transformers or vLLM, and the result is stored in its laid.json, where the
 gateway reads it. A URL is any server with the OpenAI chat completions protocol.
 
+Beside report.json, curve.png shows accuracy by number of images, and heatmap.png by number of images and depth of the
+needle among them, from the first image (0 %) to the last.
+
 Every answer is written as it comes. A run that was stopped goes on with --resume, which asks only what is missing."""
 
-_TASKS = ("miniature", "visual-haystacks")
+_TASK_FOLDERS = {"miniature": None, "visual-haystacks": "coco", "mm-niah": "images", "mmlongbench": "images"}
+"""The tasks, and the option that names the folder of a task's images."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -77,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
     report.write_report(
         out, target, evaluation, factors, seconds, sources=sources, official=official, resumed=len(known)
     )
-    _draw(out, name, evaluation, base)
-    print(f"wrote {out}: report.json, answers.jsonl, curve.png")
+    _draw(out, name, evaluation, base, outcomes)
+    print(f"wrote {out}: report.json, answers.jsonl, curve.png, heatmap.png")
     checkpoint = _checkpoint_to_write(args)
     if checkpoint:
         # A checkpoint made elsewhere is a base of whatever is distilled into it.
@@ -89,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add_questions(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--task", choices=_TASKS, default="miniature", help="(default: miniature)")
+    group.add_argument("--task", choices=_TASK_FOLDERS, default="miniature", help="(default: miniature)")
     group.add_argument("--kind", choices=KINDS, default="open", help="of the miniature task (default: open)")
     group.add_argument(
         "--path", type=Path, metavar="FILE_OR_FOLDER", help="the task's own file, or a folder of its files"
@@ -97,13 +101,15 @@ def _add_questions(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--coco", type=Path, metavar="FOLDER", help="visual-haystacks: COCO's folder, with val2017 and test2017"
     )
+    group.add_argument("--images", type=Path, metavar="FOLDER", help="mm-niah, mmlongbench: the folder of their images")
     group.add_argument(
         "--sizes",
         type=int,
         nargs="+",
         metavar="N",
         help="images in a prompt (default: 1 5 10 20 50 100 150, from 5 on for several needles); a size of "
-        "visual-haystacks that is not published is built from the next larger file, else from the largest",
+        "visual-haystacks that is not published is built from the next larger file, else from the largest; for mm-niah "
+        "and mmlongbench tokens of context (default: all of the files)",
     )
     group.add_argument("--items", type=int, default=100, metavar="N", help="at each size (default: 100)")
     group.add_argument("--seed", type=int, default=1, metavar="N", help="of items and bootstrap (default: 1)")
@@ -129,7 +135,7 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="for report.json, answers.jsonl and curve.png (default: runs/evaluate/NAME-KIND)",
+        help="for report.json, answers.jsonl, curve.png and heatmap.png (default: runs/evaluate/NAME-KIND)",
     )
     group.add_argument(
         "--resume", action="store_true", help="keep the answers that are in --out, and ask only what is missing"
@@ -163,17 +169,28 @@ def _is_url(target: str) -> bool:
 
 
 def _make_task(args: argparse.Namespace) -> Task:
-    if args.task == "miniature":
-        for option in ("path", "coco"):
-            if getattr(args, option):
-                raise ValueError(f"--{option}: the miniature task has no files, name another --task")
-        return MiniatureTask(kind=args.kind, seed=args.seed)
-    from distill.evaluate.visual_haystacks import VisualHaystacksTask
-
-    for option in ("path", "coco"):
-        if not getattr(args, option):
+    folder = _TASK_FOLDERS[args.task]
+    needed = {"path", folder} if folder else set()
+    for option in ("path", "coco", "images"):
+        if option in needed and not getattr(args, option):
             raise ValueError(f"--{option}: missing, --task {args.task} needs it")
-    return VisualHaystacksTask(args.path, args.coco, args.seed)
+        if option not in needed and getattr(args, option):
+            raise ValueError(f"--{option}: is not for --task {args.task}, leave it out")
+    if args.path and not args.path.exists():
+        raise ValueError(f"--path: {args.path}: no such file or folder")
+    if args.task == "visual-haystacks":
+        from distill.evaluate.visual_haystacks import VisualHaystacksTask
+
+        return VisualHaystacksTask(args.path, args.coco, args.seed)
+    if args.task == "mm-niah":
+        from distill.evaluate.mm_niah import MmNiahTask
+
+        return MmNiahTask(args.path, args.images, args.seed)
+    if args.task == "mmlongbench":
+        from distill.evaluate.mmlongbench import MmLongBenchTask
+
+        return MmLongBenchTask(args.path, args.images, args.seed)
+    return MiniatureTask(kind=args.kind, seed=args.seed)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -276,9 +293,17 @@ def _label(task: Task) -> str:
     return task.name.removeprefix("miniature/").replace("/", "-")
 
 
-def _draw(out: Path, name: str, evaluation: report.Evaluation, base: report.Evaluation | None) -> None:
+def _draw(
+    out: Path,
+    name: str,
+    evaluation: report.Evaluation,
+    base: report.Evaluation | None,
+    outcomes: Sequence[Outcome],
+) -> None:
     from distill.evaluate.figure import draw_curves
+    from distill.evaluate.heatmap import draw_heatmap
 
+    draw_heatmap(out / "heatmap.png", f"{name}, {evaluation.task}", outcomes)
     draw_curves(out / "curve.png", [(name, evaluation), *([("base", base)] if base else [])])
 
 

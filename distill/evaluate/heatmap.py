@@ -25,19 +25,26 @@ def count_by_depth(
 ) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
     """The numbers of images in growing order, and right answers and items in each bin, both [S, K].
 
-    The depth of a needle is its index over that of the last image: 0 is the first image and 1 the last, which belongs
+    A number of images is the mean of a task's size, to the nearest, as in the curve. The depth of a needle is its index
+    over that of the last image, unless its task says where it is: 0 is the first image, and 1 the last, which belongs
     to the last bin. The only image of a prompt is its first.
     """
-    sizes = sorted({outcome.images for outcome in outcomes})
+    sizes = sorted({outcome.place[0] for outcome in outcomes})
     correct_SK = np.zeros((len(sizes), num_bins), dtype=np.int64)
-    items_SK = np.zeros_like(correct_SK)
+    items_SK, images_S = np.zeros_like(correct_SK), np.zeros(len(sizes))
     for outcome in outcomes:
-        # In whole numbers: a depth on the edge of two bins is in the upper one.
-        bin_ = min(num_bins * outcome.needle_index // max(outcome.images - 1, 1), num_bins - 1)
-        row = sizes.index(outcome.images)
+        row, bin_ = sizes.index(outcome.place[0]), _bin(outcome, num_bins)
         items_SK[row, bin_] += 1
         correct_SK[row, bin_] += outcome.correct
-    return sizes, correct_SK, items_SK
+        images_S[row] += outcome.images
+    return [round(mean) for mean in images_S / items_SK.sum(axis=1)], correct_SK, items_SK
+
+
+def _bin(outcome: Outcome, num_bins: int) -> int:
+    if outcome.depth is not None:
+        return min(int(num_bins * outcome.depth), num_bins - 1)
+    # In whole numbers: a depth on the edge of two bins is in the upper one.
+    return min(num_bins * outcome.needle_index // max(outcome.images - 1, 1), num_bins - 1)
 
 
 def draw_heatmap(path: Path, title: str, outcomes: Sequence[Outcome]) -> None:

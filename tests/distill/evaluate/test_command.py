@@ -30,7 +30,8 @@ def test_a_checkpoint_gets_its_window_where_the_gateway_reads_it(
 ) -> None:
     out = tmp_path / "out"
     assert distill(checkpoint, "--sizes", 3, 1, "--items", 4, "--kind", "yes_no", "--out", out) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["answers.jsonl", "curve.png", "report.json", "run.json"]
+    written = ["answers.jsonl", "curve.png", "heatmap.png", "report.json", "run.json"]
+    assert sorted(path.name for path in out.iterdir()) == written
     assert "miniature/yes_no, 4 items a size" in capsys.readouterr().out
 
     report = json.loads((out / "report.json").read_text())

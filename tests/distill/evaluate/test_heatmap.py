@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,15 @@ def test_depth_is_the_index_over_the_last(images: int, needle_index: int, bin_: 
     assert sizes == [images]
     assert np.flatnonzero(items_SK[0]).tolist() == [bin_]
     assert correct_SK.tolist() == items_SK.tolist()
+
+
+def test_a_task_may_say_where_the_needle_is_and_what_an_item_counts_under() -> None:
+    outcomes = [
+        replace(outcome(images, 0), depth=depth, size=8000) for images, depth in ((10, 0.0), (12, 0.5), (12, 1.0))
+    ]
+    sizes, _, items_SK = count_by_depth(outcomes, num_bins=4)
+    assert sizes == [11]
+    assert items_SK.tolist() == [[1, 0, 1, 1]]
 
 
 def test_answers_are_counted_by_size_and_bin() -> None:

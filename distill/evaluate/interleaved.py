@@ -1,0 +1,74 @@
+"""What tasks share whose prompts are long documents: sizes counted in tokens, and images in the midst of text."""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from distill.data.images import ImageReader
+from distill.data.json_file import JsonFile
+from distill.data.records import Place
+from distill.evaluate.item import FilePicture, Picture
+
+PLACEHOLDER = "<image>"
+
+
+class Entry(NamedTuple):
+    """One question of a file: what must be known of it before it is asked."""
+
+    file: JsonFile
+    place: Place
+    num_images: int
+
+
+class Entries:
+    """Questions by size, in an order that follows from the seed."""
+
+    def __init__(self, entries: Iterable[tuple[int, Entry]], seed: int) -> None:
+        """Takes all (size, entry) and shuffles those of each size."""
+        by_size: defaultdict[int, list[Entry]] = defaultdict(list)
+        for size, entry in entries:
+            by_size[size].append(entry)
+        self._by_size = {
+            size: random.Random(f"entries/{seed}/{size}").sample(each, len(each)) for size, each in by_size.items()
+        }
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """All sizes met, growing."""
+        return tuple(sorted(self._by_size))
+
+    def get(self, size: int, index: int) -> Entry:
+        """Entry `index` of a size."""
+        return self._by_size[size][index]
+
+    def most_images(self, sizes: Sequence[int]) -> int:
+        """Images of the entry of these sizes that has most."""
+        return max(entry.num_images for size in sizes for entry in self._by_size[size])
+
+    def check(self, sizes: Sequence[int], num_items: int) -> None:
+        """ValueError names a size that is not there, has too few entries, or no images of its own number."""
+        seen: dict[int, int] = {}
+        for size in sizes:
+            if size not in self._by_size:
+                raise ValueError(f"--sizes: {size}, expected sizes of these files: {' '.join(map(str, self.sizes))}")
+            entries = self._by_size[size]
+            if len(entries) < num_items:
+                raise ValueError(f"--items: {num_items}, but there are {len(entries)} of size {size}")
+            images = round(sum(entry.num_images for entry in entries[:num_items]) / num_items)
+            if images < 1 or images in seen:
+                others = f"as have those of {seen[images]}" if images in seen else "expected at least 1"
+                raise ValueError(f"--sizes: prompts of {size} have {images} images on average, {others}; leave one out")
+            seen[images] = size
+
+
+def interleave(text: str, paths: Sequence[str], folder: Path, reader: ImageReader) -> tuple[str | Picture, ...]:
+    """The text with each placeholder replaced by its image; ValueError if their numbers differ."""
+    first, *others = text.split(PLACEHOLDER)
+    if len(others) != len(paths):
+        raise ValueError(f"{len(others)} times {PLACEHOLDER} for {len(paths)} images")
+    parts: list[str | Picture] = [first]
+    for path, part in zip(paths, others, strict=True):
+        parts += [FilePicture(folder / path, reader), part]
+    return tuple(part for part in parts if part != "")
