@@ -2,7 +2,7 @@
 
 They are proven in Triton's interpreter and compile for GPUs, but were never run on one. So a small task of the same
 types and heads as the one at hand is first done both ways; where the two differ, or Triton fails, the run goes on with
-PyTorch's operators.
+PyTorch's operators. Only a fault of memory on the device is beyond that: CUDA ends the process's use of it.
 """
 
 import functools
@@ -75,7 +75,10 @@ def works(task: Task) -> bool:
     Tried once in a process for each device, types and heads.
     """
     device = task.student.q_BHTD.device
-    return _tried(device, _Heads.of(task.student), _Heads.of(task.teacher), task.tilt.kind, task.mixing_SH is not None)
+    heads = _Heads.of(task.student), _Heads.of(task.teacher)
+    # Under autocast PyTorch's own operators would be off.
+    with torch.autocast(device.type, enabled=False):
+        return _tried(device, *heads, task.tilt.kind, task.mixing_SH is not None)
 
 
 @functools.cache
