@@ -84,4 +84,4 @@ def _label(axes: Axes, sizes: Sequence[int], items_SK: NDArray[np.int64]) -> Non
     asked = items_SK[items_SK > 0]
     empty = "; hatched: none" if (items_SK == 0).any() else ""
     axes.set_xlabel(f"images in the prompt ({asked.min()} to {asked.max()} items a cell{empty})", fontsize=9)
-    axes.set_ylabel("depth of the needle: first image 0 %, last 100 %", fontsize=9)
+    axes.set_ylabel("depth of the needle, from the first (0 %) to the last", fontsize=9)
