@@ -42,7 +42,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     data.add_argument("--text-tokens", type=int, default=64, help="tokens beside the images (default: 64)")
     layout = parser.add_argument_group("the run")
     layout.add_argument("--processes", type=int, default=1, help="devices that split each step (default: 1)")
-    layout.add_argument("--sharded", action="store_true", help="as if they shared weights and states (FSDP2, ZeRO-3)")
+    layout.add_argument("--sharded", action="store_true", help="as if they shared the student, by FSDP2")
     parser.set_defaults(run=run)
 
 

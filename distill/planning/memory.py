@@ -35,7 +35,8 @@ class Execution:
     num_processes: int = 1
     """Devices that split each step's samples, one process each."""
     is_sharded: bool = False
-    """Whether they also share weights, gradients and optimizer states (FSDP2, ZeRO-3)."""
+    """Whether they also share the student's weights, gradients and optimizer states (FSDP2); a teacher is whole in
+    each, and so is a frozen vision tower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def plan_memory(
         always["teacher signals, two of them"] = 2 * signal_bytes(recipe, teacher, step)
     teacher_device: Parts = {}
     if teacher is not None and not is_recorded(recipe):
-        teacher_always, teacher_phases = _teacher(recipe, teacher, step, execution)
+        teacher_always, teacher_phases = _teacher(recipe, teacher, step)
         if has_own_device(recipe, execution):
             largest = max(teacher_phases.values(), key=lambda parts: sum(parts.values()))
             teacher_device = {**teacher_always, **largest, "signals": signal_bytes(recipe, teacher, step)}
@@ -91,13 +92,10 @@ def plan_memory(
     return Memory(always=always, phases=phases, teacher_phases=teacher_phases, host=host, teacher_device=teacher_device)
 
 
-def _teacher(
-    recipe: Recipe, teacher: ModelShape, step: StepShape, execution: Execution
-) -> tuple[Parts, dict[str, Parts]]:
+def _teacher(recipe: Recipe, teacher: ModelShape, step: StepShape) -> tuple[Parts, dict[str, Parts]]:
     """What a live teacher holds all the time, and in its phases."""
-    shards = execution.num_processes if execution.is_sharded else 1
     always = {
-        "teacher weights": teacher_bytes(recipe, teacher) // shards,
+        "teacher weights": teacher_bytes(recipe, teacher),
         "teacher image features, cached": _feature_cache(recipe, teacher, step),
     }
     forward = {"activations": forward_transient(teacher, step)}
@@ -112,8 +110,9 @@ def _student_always(
     """AdamW keeps two values for each trained parameter, in its dtype (Loshchilov and Hutter, arXiv 1711.05101)."""
     shards = execution.num_processes if execution.is_sharded else 1
     small = gain_parameters(recipe.gain, student.decoder) + mixing_parameters(recipe, student, teacher)
+    unshared = student.parameters.vision if recipe.train.freeze_vision else 0
     parts = {
-        "student weights": student.parameters.total * student.value_bytes // shards,
+        "student weights": (unshared + (student.parameters.total - unshared) // shards) * student.value_bytes,
         "optimizer states": 2 * trained_bytes(recipe, student) // shards,
         "gains and mixing, with gradients and states": 4 * 4 * small,
         "image features, cached": _feature_cache(recipe, student, step),
@@ -121,8 +120,10 @@ def _student_always(
     if recipe.lora is not None:
         parts["adapters"] = 4 * adapter_parameters(student.decoder, recipe.lora)
     if execution.is_sharded:
-        # One layer of the student is gathered while the next one is on its way.
-        parts["gathered layers"] = 2 * student.parameters.layers // student.decoder.num_layers * student.value_bytes
+        # One layer of the student is gathered while the next one is on its way; the embeddings or the head, and a
+        # tower in training, are there all the time.
+        gathered = 2 * student.parameters.layers // student.decoder.num_layers + student.parameters.embeddings
+        parts["gathered"] = (gathered + student.parameters.vision - unshared) * student.value_bytes
     elif execution.num_processes > 1:
         parts["gradient buckets"] = trained_bytes(recipe, student)
     return parts
@@ -142,13 +143,12 @@ def _student_phases(
         "logits": logit_bytes(recipe, student, teacher, step),
     }
     activations = {"activations": student_activations(recipe, student, step)}
-    copies = {"bf16 weights": autocast_copies(recipe, student)}
+    # Shards are gathered in bfloat16.
+    copies = {} if execution.is_sharded else {"bf16 weights": autocast_copies(recipe, student)}
     kept_copies = {} if recipe.train.gradient_checkpointing else copies
     inside = {"inside one layer": backward_transient(student, step) + recomputed_layer(recipe, student, step)}
-    # Where it works tensor by tensor, AdamW needs two copies of one; `foreach`, on GPUs, a copy of all.
-    scratch = trained_bytes(recipe, student) // shards
-    if execution.device == "cpu":
-        scratch = 2 * student.parameters.largest * student.value_bytes
+    # Where it works tensor by tensor, AdamW needs two copies of one; the fused one, on GPUs, needs none.
+    scratch = 2 * student.parameters.largest * student.value_bytes if execution.device == "cpu" else 0
     return {
         "images": {**earlier, "vision tower": vision_transient(student, step)},
         "losses": {**earlier, **activations, **copies, **losses, "matching: maps": maps},
