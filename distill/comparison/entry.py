@@ -44,11 +44,11 @@ def read_entries(arguments: Sequence[str]) -> list[Entry]:
         ValueError: a file is not what it should be, two rows have one name, or tasks or sizes differ.
     """
     entries = [_read_entry(argument) for argument in arguments]
+    _check_alike([run for entry in entries for run in entry.runs])
     names = [entry.name for entry in entries]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"{twice}: the name of two rows; give each its own, as in {twice}-2=REPORT")
-    _check_alike([run for entry in entries for run in entry.runs])
     return entries
 
 
