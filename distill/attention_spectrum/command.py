@@ -108,7 +108,8 @@ def _name_checkpoints(arguments: list[str]) -> dict[str, str]:
     checkpoints: dict[str, str] = {}
     for argument in arguments:
         name, separator, path = argument.partition("=")
-        if not separator or Path(argument).exists():
+        if not separator or "/" in name:
+            # A folder's name may hold the sign too.
             path = argument
             name = path.removeprefix("miniature:") if path.startswith("miniature:") else Path(path).resolve().name
         if not path.startswith("miniature:") and not (Path(path) / "config.json").is_file():

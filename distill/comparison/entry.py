@@ -54,7 +54,8 @@ def read_entries(arguments: Sequence[str]) -> list[Entry]:
 
 def _read_entry(argument: str) -> Entry:
     name, separator, paths = argument.partition("=")
-    if not separator or Path(argument).exists():
+    if not separator or "/" in name:
+        # A folder's name may hold the sign too.
         name, paths = "", argument
     runs = tuple(_read_run(Path(path)) for path in (paths.split(",") if name else [paths]))
     return Entry(name=name or _own_name(runs[0].source), runs=runs)

@@ -118,6 +118,12 @@ def test_a_name_may_hold_a_bar(tmp_path: Path) -> None:
     assert "| a\\|b " in (tmp_path / "table.md").read_text()
 
 
+def test_a_path_may_hold_the_sign_of_a_name(tmp_path: Path) -> None:
+    distill(write_report(tmp_path / "lr=1e-3", BASE), "--out", tmp_path)
+    (row,) = json.loads((tmp_path / "compare.json").read_text())["rows"]
+    assert row["name"] == "lr=1e-3"
+
+
 def test_other_tasks_and_sizes_are_refused_with_both_names(tmp_path: Path) -> None:
     base = write_report(tmp_path / "base", BASE)
     other_task = write_report(tmp_path / "task", BASE, task="miniature/yes_no")
