@@ -36,6 +36,9 @@ Every answer is written as it comes. A run that was stopped goes on with --resum
 _TASK_FOLDERS = {"miniature": None, "visual-haystacks": "coco", "mm-niah": "images", "mmlongbench": "images"}
 """The tasks, and the option that names the folder of a task's images."""
 
+_EXPORTED = ("miniature", "visual-haystacks")
+"""Tasks whose images come before the question, and whose scoring lmms-eval can be given."""
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the verb to the command line."""
@@ -45,7 +48,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("target", metavar="CHECKPOINT_OR_URL", help="a checkpoint folder, or http(s)://host/v1")
+    parser.add_argument(
+        "target", nargs="?", metavar="CHECKPOINT_OR_URL", help="a checkpoint folder, or http(s)://host/v1"
+    )
     _add_questions(parser.add_argument_group("what is asked"))
     _add_results(parser.add_argument_group("what is reported"))
     _add_checkpoint(parser.add_argument_group("for a checkpoint"))
@@ -59,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     sizes = sorted(set(args.sizes or task.default_sizes))
     _check(args)
     task.check(sizes, args.items)
+    if args.export_lmms_eval:
+        return _export(args, task, sizes)
     base = report.read_evaluation(args.base) if args.base else None
     name, target = _name_target(args)
     out: Path = args.out or Path("runs/evaluate", f"{name}-{_label(task)}")
@@ -89,6 +96,18 @@ def run(args: argparse.Namespace) -> int:
         record = read_laid(checkpoint) or laid_record("base")
         write_laid(checkpoint, {**record, "effective_window": evaluation.to_dict()})
         print(f"wrote {checkpoint / LAID_FILE}: effective_window")
+    return 0
+
+
+def _export(args: argparse.Namespace, task: Task, sizes: Sequence[int]) -> int:
+    from distill.evaluate.lmms_eval import export_lmms_eval
+
+    tag = export_lmms_eval(args.export_lmms_eval, task, sizes, args.items, args.seed)
+    print(
+        f"wrote {args.export_lmms_eval}; where lmms-eval is installed:\n"
+        f"OPENAI_API_KEY=none lmms-eval --model openai --include_path {args.export_lmms_eval} --tasks {tag} "
+        "--model_args model=NAME,base_url=http://127.0.0.1:8000/v1,timeout=600,num_concurrent=4"
+    )
     return 0
 
 
@@ -139,6 +158,12 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--resume", action="store_true", help="keep the answers that are in --out, and ask only what is missing"
+    )
+    group.add_argument(
+        "--export-lmms-eval",
+        type=Path,
+        metavar="FOLDER",
+        help="ask no model: write the items as tasks with which lmms-eval asks a served one",
     )
     stored = group.add_mutually_exclusive_group()
     stored.add_argument("--no-write", action="store_true", help="leave the checkpoint's laid.json as it is")
@@ -200,6 +225,14 @@ def _check(args: argparse.Namespace) -> None:
     for value in args.thresholds:
         if not 0 < value <= 1:
             raise ValueError(f"--thresholds: {value}, expected a share above 0 and at most 1")
+    if args.export_lmms_eval:
+        if args.task not in _EXPORTED:
+            raise ValueError(f"--export-lmms-eval: --task {args.task}, expected one of {', '.join(_EXPORTED)}")
+        if args.target:
+            raise ValueError(f"--export-lmms-eval: asks no model, leave {args.target} out")
+        return
+    if not args.target:
+        raise ValueError("CHECKPOINT_OR_URL: missing, expected a checkpoint folder or a URL")
     if _is_url(args.target):
         if args.no_write:
             raise ValueError("--no-write: a URL has no checkpoint folder, nothing is stored without --write-to")

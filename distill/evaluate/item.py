@@ -14,7 +14,7 @@ from distill.data.images import ImageReader
 MAX_NEW_TOKENS = 16
 """Room for any legal answer and a few words too many, which then show as non-compliant."""
 
-_SENT_AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+_SENT_AS_THEY_ARE = ("jpeg", "png", "webp")
 
 
 class Picture(Protocol):
@@ -24,8 +24,8 @@ class Picture(Protocol):
         """The pixels, RGB."""
         ...
 
-    def data_url(self) -> str:
-        """The same image as `data:image/...;base64,...`, without loss."""
+    def encode(self) -> tuple[bytes, str]:
+        """The same image as a file without loss: its content, and its format in lower case, such as "png"."""
         ...
 
 
@@ -39,12 +39,12 @@ class DrawnPicture:
         """The image itself."""
         return self.image
 
-    def data_url(self) -> str:
+    def encode(self) -> tuple[bytes, str]:
         """A PNG."""
         buffer = io.BytesIO()
         # A served miniature image is read once: time spent on a smaller file is lost.
         self.image.save(buffer, format="PNG", compress_level=1)
-        return _data_url("image/png", buffer.getvalue())
+        return buffer.getvalue(), "png"
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class FilePicture:
         """Upright by its EXIF data, RGB; ValueError names a file that is missing or no image."""
         return self.reader.load(str(self.path))
 
-    def data_url(self) -> str:
+    def encode(self) -> tuple[bytes, str]:
         """The file as it is, or a PNG of what a server may not read; ValueError as `load`."""
         self.reader.measure(str(self.path))
         content = self.path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
-            mime = _SENT_AS_THEY_ARE.get(image.format or "")
-        return _data_url(mime, content) if mime else DrawnPicture(self.load()).data_url()
+            file_format = (image.format or "").lower()
+        return (content, file_format) if file_format in _SENT_AS_THEY_ARE else DrawnPicture(self.load()).encode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +113,13 @@ class Item:
 
     def openai_messages(self) -> list[dict[str, Any]]:
         """The same in the OpenAI form, its images as data URLs."""
-        return self._messages(lambda picture: {"type": "image_url", "image_url": {"url": picture.data_url()}})
+        return self._messages(lambda picture: {"type": "image_url", "image_url": {"url": _data_url(picture)}})
 
     def _messages(self, show: Callable[[Picture], dict[str, Any]]) -> list[dict[str, Any]]:
         content = [{"type": "text", "text": part} if isinstance(part, str) else show(part) for part in self.parts]
         return [{"role": "user", "content": content}]
 
 
-def _data_url(mime: str, content: bytes) -> str:
-    return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
+def _data_url(picture: Picture) -> str:
+    content, file_format = picture.encode()
+    return f"data:image/{file_format};base64,{base64.b64encode(content).decode('ascii')}"

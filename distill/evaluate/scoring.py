@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
+_WORD_BORDER = re.compile(r"--+|[^\w/'.\-]+")
 _ARTICLE = re.compile(r"^(a|an|the) (?=.)")
 
 
@@ -47,3 +48,11 @@ def score(answer: str, truth: str, legal_answers: Collection[str] | None) -> Sco
     if normalise(truth) not in legal:
         raise ValueError(f"truth: {truth!r} is none of the legal answers {sorted(legal)}")
     return Score(correct=normalise(answer) == normalise(truth), compliant=normalise(answer) in legal)
+
+
+def haystack_words(answer: str) -> set[str]:
+    """The words of an answer as Visual Haystacks' scorer takes them: lower case, split as by nltk's word_tokenize.
+
+    Signs that nltk splits off end a word; a slash, a hyphen and an apostrophe inside a word do not.
+    """
+    return {word.strip("'.") for word in _WORD_BORDER.split(answer.lower())}

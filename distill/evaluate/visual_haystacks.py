@@ -26,13 +26,12 @@ from distill.data.json_file import JsonFile
 from distill.data.records import Place
 from distill.data.visual_haystacks import OPENING
 from distill.evaluate.item import FilePicture, Item
-from distill.evaluate.scoring import Score, score
+from distill.evaluate.scoring import Score, haystack_words, score
 from distill.recipe import ImagesConfig
 
 _ORACLE = "oracle"
 _FILE_NAME = re.compile(r"visual_haystack_(oracle|\d+)\.json")
 _QUESTION = re.compile(r"^For (the image|all images) with (?:an? |the )?(?P<anchor>[^,]+), ")
-_WORD_BORDER = re.compile(r"--+|[^\w/'.\-]+")
 
 
 class Entry(NamedTuple):
@@ -176,7 +175,7 @@ class VisualHaystacksTask:
 
     def score(self, item: Item, answer: str) -> Score:
         """Ours, and the official one beside it."""
-        official = float(item.answer in official_words(answer))
+        official = float(item.answer in haystack_words(answer))
         return replace(score(answer, item.answer, item.legal_answers), official=official)
 
     def identity(self) -> dict[str, Any]:
@@ -249,14 +248,6 @@ class VisualHaystacksTask:
     def _find(self, path: str) -> Path:
         # The official paths start above the COCO folder.
         return self._coco / PurePosixPath(path.removeprefix("coco/"))
-
-
-def official_words(answer: str) -> set[str]:
-    """The words of an answer as the official scorer takes them: lower case, split as nltk's word_tokenize does.
-
-    Signs that nltk splits off end a word; a slash, a hyphen and an apostrophe inside a word do not.
-    """
-    return {word.strip("'.") for word in _WORD_BORDER.split(answer.lower())}
 
 
 def _list_files(folder: Path) -> dict[str, Path]:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from distill.evaluate.visual_haystacks import VisualHaystacksTask, official_words
+from distill.evaluate.scoring import haystack_words
+from distill.evaluate.visual_haystacks import VisualHaystacksTask
 
 OPENING = "You are given a set of images. Please answer the following question in Yes or No: "
 NUM_IMAGES = 40
@@ -198,7 +199,7 @@ def test_the_official_score_and_ours(
     ],
 )
 def test_words_are_told_as_the_official_scorer_tells_them(answer: str, words: set[str]) -> None:
-    assert official_words(answer) - {""} == words
+    assert haystack_words(answer) - {""} == words
 
 
 @pytest.mark.parametrize(
