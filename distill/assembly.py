@@ -59,7 +59,8 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
     # What is sharded moves to its device share by share.
     model, adapted = _student_model(recipe, torch.device("cpu") if is_sharded else device)
     processor = load_processor(recipe.student)
-    collate = Collator(processor, find_family(model).rope_index(model), is_packed=recipe.train.packing)
+    rope_index = find_family(model).rope_index(model)
+    collate = Collator(processor, rope_index, is_packed=recipe.train.packing, stretch=recipe.data.stretch)
     source = make_source(
         recipe.data,
         seed=recipe.train.seed,
@@ -181,5 +182,6 @@ def _compare_inputs(recipe: Recipe, source: Source, collate: Collator, teacher: 
     teacher_processor = load_processor(recipe.teacher)
     check_same_vocabulary(processor.tokenizer, teacher_processor.tokenizer)
     samples = source.samples(0)
-    teacher_collate = Collator(teacher_processor, find_family(teacher.model).rope_index(teacher.model))
+    rope_index = find_family(teacher.model).rope_index(teacher.model)
+    teacher_collate = Collator(teacher_processor, rope_index, stretch=recipe.data.stretch)
     check_same_inputs(collate(samples), teacher_collate(samples))

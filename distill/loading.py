@@ -90,8 +90,14 @@ def make_source(
         tally: told of every sample on disk; by default, one that prints.
 
     Raises:
-        ValueError: a bad sample, unless the recipe skips them; files that cannot be read.
+        ValueError: a bad sample, unless the recipe skips them; files that cannot be read; positions stretched beyond
+            the student's.
     """
+    if config.stretch is not None and window_tokens is not None and config.stretch.to_position >= window_tokens:
+        raise ValueError(
+            f"data.stretch.to_position: {config.stretch.to_position}, expected one of the student's positions, "
+            f"0 to {window_tokens - 1}"
+        )
     if config.miniature is not None:
         return MiniatureSource(config, config.miniature, seed=seed, count_tokens=count_tokens)
     return EpochSource(

@@ -238,6 +238,21 @@ class ImagesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StretchConfig:
+    """Gaps between the positions of a sample's images, so that short samples train the distances of long ones."""
+
+    to_position: int
+    """The last position that a sample may reach; each draws its own, from where it would end to here."""
+    share: float = 0.8
+    """Of the samples that are stretched; the others keep their positions."""
+
+    def __post_init__(self) -> None:
+        check_at_least("to_position", self.to_position, 1)
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share: {self.share}, expected a share from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Exactly one source, and how much of it makes a step."""
 
@@ -251,6 +266,8 @@ class DataConfig:
     max_tokens_per_sample: int | None = None
     """Longer samples are bad ones; by default, longer than the student's own window."""
     images: ImagesConfig = ImagesConfig()
+    stretch: StretchConfig | None = None
+    """Ours; null leaves the positions as the models would have them."""
     miniature: MiniatureData | None = None
     jsonl: JsonlData | None = None
     llava: LlavaData | None = None

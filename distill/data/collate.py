@@ -14,9 +14,11 @@ from distill.data.bad_samples import BadSampleError
 from distill.data.batch import Batch
 from distill.data.patches import Patches, PatchMaker
 from distill.data.sample import Sample
+from distill.data.stretch import stretched
 from distill.data.videos import not_supported
 from distill.families import processor_family
 from distill.families.family import RopeIndex
+from distill.recipe import StretchConfig
 
 _PATCH_CACHE_BYTES = 256 * 2**20
 _POSITION_CACHE_BYTES = 32 * 2**20
@@ -40,11 +42,14 @@ class Collator:
     It gives the token ids of the processor's own `__call__`, but preprocesses each distinct image only once.
     """
 
-    def __init__(self, processor: Any, rope_index: RopeIndex, *, is_packed: bool = False) -> None:
+    def __init__(
+        self, processor: Any, rope_index: RopeIndex, *, is_packed: bool = False, stretch: StretchConfig | None = None
+    ) -> None:
         """Takes a processor and the `rope_index` of the family of the model that the batches are for.
 
         Args:
             is_packed: whether models are to run a batch's samples in one row, without padding.
+            stretch: gaps between the images' positions, drawn by the sample's name; none by default.
 
         Raises:
             ValueError: the processor is of a family that cannot be distilled.
@@ -52,6 +57,7 @@ class Collator:
         self._processor = processor
         self._rope_index = rope_index
         self._is_packed = is_packed
+        self._stretch = stretch
         self._make_patches = PatchMaker(
             functools.partial(processor_family(processor).preprocess, processor), _PATCH_CACHE_BYTES
         )
@@ -132,6 +138,13 @@ class Collator:
         return ids
 
     def _position_ids(self, sample: EncodedSample) -> Tensor:
+        """Positions [3, T], stretched if they are to be."""
+        positions_3T = self._natural_position_ids(sample)
+        if self._stretch is None:
+            return positions_3T
+        return stretched(positions_3T, sample.token_types_T, self._stretch, sample.name)
+
+    def _natural_position_ids(self, sample: EncodedSample) -> Tensor:
         """Positions [3, T]; the model's own loop over images is slow, and many samples share their layout."""
         grids = torch.stack([each.grid_3 for each in sample.images]) if sample.images else None
         key = (sample.token_types_T.numpy().tobytes(), b"" if grids is None else grids.numpy().tobytes())

@@ -66,7 +66,7 @@ class Recorder:
         processor = load_processor(recipe.student)
         # The student's processor, as in training: there the teacher is given the student's tensors.
         rope_index = find_family(model).rope_index(model)
-        self._collate = Collator(processor, rope_index, is_packed=recipe.train.packing)
+        self._collate = Collator(processor, rope_index, is_packed=recipe.train.packing, stretch=recipe.data.stretch)
         self._tally = Tally()
         self._source = make_source(
             recipe.data,
@@ -150,7 +150,8 @@ class Recorder:
     def _compare_inputs(self, teacher: TeacherConfig) -> None:
         samples: Sequence[Sample] = self._source.samples(0)
         model = self._teacher.model
-        teacher_collate = Collator(load_processor(teacher), find_family(model).rope_index(model))
+        rope_index = find_family(model).rope_index(model)
+        teacher_collate = Collator(load_processor(teacher), rope_index, stretch=self._recipe.data.stretch)
         check_same_inputs(self._collate(samples), teacher_collate(samples))
 
     def _check_objective(self, processor: Any) -> None:
