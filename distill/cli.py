@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     for module in (plan, train, record, data, evaluate, comparison, attention_spectrum, inspection, fold, miniature):
         module.add_parser(verbs)
-    chosen = parser.parse_args(arguments)
+    chosen = _parse(parser, arguments)
     try:
         return int(chosen.run(chosen))
     except KeyboardInterrupt:
@@ -51,3 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"distill: {error}", file=sys.stderr)
         return 1
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """As `parse_args`, but settings of a recipe, key=value, may follow an option: argparse takes them before it only."""
+    chosen, rest = parser.parse_known_args(arguments)
+    are_settings = all("=" in each and not each.startswith("-") for each in rest)
+    if rest and not (are_settings and hasattr(chosen, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        chosen.overrides = [*chosen.overrides, *rest]
+    return chosen
