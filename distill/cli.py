@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """As `parse_args`, but settings of a recipe, key=value, may follow an option: argparse takes them before it only."""
+    """As `parse_args`, but settings of a recipe, key=value, may follow an option, where argparse takes none."""
     chosen, rest = parser.parse_known_args(arguments)
     are_settings = all("=" in each and not each.startswith("-") for each in rest)
     if rest and not (are_settings and hasattr(chosen, "overrides")):
