@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from distill.checkpoint import read_laid
 from distill.evaluate import command
@@ -45,6 +46,35 @@ def test_a_checkpoint_gets_its_window_where_the_gateway_reads_it(
     shown = read_checkpoint(checkpoint).effective_window
     assert shown is not None
     assert (shown.task, shown.threshold, shown.confidence) == ("miniature/yes_no", 0.6, 0.95)
+
+
+def test_visual_haystacks_in_the_checkpoint_and_in_the_report(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco, file, out = tmp_path / "coco", tmp_path / "visual_haystack_3.json", tmp_path / "out"
+    coco.mkdir()
+    for number in range(12):
+        # Photographs come in all shapes.
+        Image.new("RGB", (30 + 9 * number, 60), (20 * number, 0, 0)).save(coco / f"{number}.jpg")
+    turns = [{"value": "For the image with a dog, is there a cat?"}, {"value": "yes"}]
+    records = [
+        {"conversations": turns, "pos_image": [f"{n}.jpg"], "neg_image": [f"{n + 1}.jpg", f"{n + 2}.jpg"]}
+        for n in range(0, 12, 3)
+    ]
+    file.write_text(json.dumps(records))
+    files = ("--task", "visual-haystacks", "--path", file, "--coco", coco)
+    assert distill(checkpoint, *files, "--sizes", 1, 3, 5, "--items", 4, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "visual-haystacks/single_needle, 4 items a size" in printed
+    assert "official score 0.0 %" in printed
+
+    report = json.loads((out / "report.json").read_text())
+    assert report["official"]["by_size"] == [{"size": size, "score": 0.0} for size in (1, 3, 5)]
+    built = "built from visual_haystack_3.json"
+    assert report["sources"] == {"1": built, "3": "visual_haystack_3.json", "5": built}
+    shown = read_checkpoint(checkpoint).effective_window
+    assert shown is not None
+    assert (shown.task, shown.threshold, shown.confidence) == ("visual-haystacks/single_needle", 0.6, 0.95)
 
 
 def test_the_rest_of_laid_json_stays(checkpoint: Path, tmp_path: Path) -> None:
@@ -97,6 +127,9 @@ def test_a_url_against_a_base(
         (("http://127.0.0.1:1/v1", "--items", "0"), "--items: 0"),
         (("http://127.0.0.1:1/v1", "--thresholds", "60"), "--thresholds: 60.0"),
         (("http://127.0.0.1:1/v1", "--sizes", "1", "0"), "sizes: 0"),
+        (("http://127.0.0.1:1/v1", "--task", "visual-haystacks"), "--path: missing, --task visual-haystacks needs it"),
+        (("http://127.0.0.1:1/v1", "--coco", "x"), "--coco: is not for --task miniature"),
+        (("http://127.0.0.1:1/v1", "--task", "mm-niah", "--path", "no", "--images", "x"), "--path: no: no such file"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_asked(arguments: tuple[str, ...], message: str) -> None:
@@ -108,6 +141,16 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         distill("--help")
     text = capsys.readouterr().out
-    for option in ("--sizes", "--items", "--kind", "--thresholds", "--base", "--write-to", "--concurrency"):
+    for option in (
+        "--task",
+        "--sizes",
+        "--items",
+        "--kind",
+        "--thresholds",
+        "--base",
+        "--resume",
+        "--engine",
+        "--concurrency",
+    ):
         assert option in text
     assert "85 % of the model's own" in " ".join(text.split())

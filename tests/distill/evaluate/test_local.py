@@ -1,4 +1,5 @@
 import json
+import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from distill.evaluate.item import MAX_NEW_TOKENS, Item
+from distill.evaluate.item import MAX_NEW_TOKENS, DrawnPicture, Item
 from distill.evaluate.local import LocalRunner
 from distill.evaluate.measure import Answered
 from distill.evaluate.tasks import MiniatureTask
 from rope_gain import RopeGainConfig, attach, gain_modules, load_pretrained, save_pretrained
+
+# Of 4, 8, 14 and 6 image tokens; each image has two boundary tokens as well.
+SHAPES = ((64, 16), (32, 64), (112, 32), (48, 32))
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,21 @@ def test_batches_answer_as_plain_transformers_does_one_by_one(
     # Otherwise mixed-up answers would go unseen.
     assert len({text for text, _ in plain_answers}) == len(items)
     assert len({num_tokens for _, num_tokens in plain_answers}) == 2
+
+
+def test_images_of_unequal_sizes_are_batched_by_what_they_become(random_checkpoint: Path) -> None:
+    """Prompts of one length from images of other shapes, prompts of other lengths, and one without any image."""
+    rng = random.Random(0)
+    pixels = [Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1])) for size in SHAPES]
+    parts = [tuple(DrawnPicture(pixels[place]) for place in places) for places in ((0, 1), (1, 0), (2,), (3, 1), ())]
+    items = [
+        Item(size=1, index=index, parts=(*each, "What?"), answer="x", legal_answers=None, needle_index=0)
+        for index, each in enumerate(parts)
+    ]
+    found = answers(random_checkpoint, items)
+    assert found == [answers(random_checkpoint, [item])[0] for item in items]
+    lengths = [num_tokens for _, num_tokens in found]
+    assert lengths[0] == lengths[1] == lengths[2] != lengths[3]
 
 
 def test_small_batches_answer_alike(
