@@ -67,16 +67,20 @@ def test_signals_are_close_to_those_of_the_whole_teacher(name: Quantization, min
 
 
 @pytest.mark.parametrize("name", [needs(name) for name in ERRORS])
-def test_a_teacher_with_gains_is_quantised_too(
-    name: Quantization, model_folders: dict[str, Path], tmp_path: Path
-) -> None:
-    model = rope_gain.load_pretrained(model_folders["teacher"])
+def test_a_teacher_with_gains_is_quantised_too(name: Quantization, miniature_batch: Batch, tmp_path: Path) -> None:
+    model = load_model(TeacherConfig(path="miniature:teacher"), CPU)
     rope_gain.attach(model, rope_gain.RopeGainConfig(granularity="layer_frequency", position="log"))
+    for key, parameter in model.named_parameters():
+        if "rope_gain" in key:
+            parameter.data.fill_(0.1)
     rope_gain.save_pretrained(model, tmp_path)
-    quantised = load_model(TeacherConfig(path=str(tmp_path), dtype="bfloat16", quantization=name), CPU)
+    whole = Teacher(model, feature_cache_bytes=0).signals(miniature_batch, [2])
+    quantised = load_model(TeacherConfig(path=str(tmp_path), quantization=name), CPU)
     gains = {key: value for key, value in quantised.named_parameters() if "rope_gain" in key}
     assert gains
-    assert {value.dtype for value in gains.values()} == {torch.float32}
+    assert all(value.dtype == torch.float32 and (value == 0.1).all() for value in gains.values())
+    signals = Teacher(quantised, feature_cache_bytes=0).signals(miniature_batch, [2])
+    assert 0 < relative_error(signals.layers[2].q_BHTD, whole.layers[2].q_BHTD) < ERRORS[name]
 
 
 @pytest.mark.parametrize("name", [needs("torchao_int8"), needs("bitsandbytes_4bit")])
