@@ -26,6 +26,7 @@ The rows are those of the question and the answer, and the keys the tokens of im
 on text. A profile is the mean over items of what a head gives to the last image, the one before it, and so on. In each
 round every depth has the needle once, so that a profile does not follow from where needles happen to be.
 
+  varies by           how much attention depends on distance; the shares of the low band say only how fast
   low band: profile   of the mean over items: attention that depends on distance, whatever the images show. Only of
                       those heads whose differences between rounds are no more than half of it; more rounds tell more
   single items        mean over items: attention that is smooth, not on single images

@@ -71,31 +71,40 @@ def draw_low_band(path: Path, found: Sequence[Measured], low_band: float) -> Non
 def draw_comparison(path: Path, found: Sequence[Measured], low_band: float) -> None:
     """Bars of the means over heads, by checkpoint and size, and a dot for each head."""
     sizes, names = _sizes(found), _names(found)
-    figure = Figure(figsize=(3 + 1.6 * len(sizes) * max(1, len(names) / 3), 4), layout="constrained")
-    colours = matplotlib.colormaps["tab10"]
-    panels = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(3 + 0.5 * 3 * len(sizes) * max(3, len(names)), 4), layout="constrained")
+    how_much, of_profile, of_items = figure.subplots(1, 3)
     width = 0.8 / len(names)
     for measured in found:
-        name, place = names.index(measured.name), sizes.index(measured.num_images)
-        centre = place + (name - (len(names) - 1) / 2) * width
-        summary = summarise(measured, low_band)
-        dots = (measured.spectrum.low_share(low_band), measured.spectrum.item_low_share(low_band))
-        bars = (summary.low_share or 0.0, summary.item_low_share)
-        for axes, value, share_LH in zip(panels, bars, dots, strict=True):
-            label = measured.name if place == 0 else None
-            axes.bar(centre, value, 0.9 * width, color=colours(name % 10), alpha=0.55, label=label)
-            axes.plot(np.full(share_LH.size, centre), share_LH.ravel(), ".", color=colours(name % 10), markersize=4)
+        summary, name = summarise(measured, low_band), names.index(measured.name)
+        place = sizes.index(measured.num_images)
+        left = place - 0.4 + (name + 0.5) * width
+        for axes, mean, heads_LH in (
+            (how_much, summary.variation, measured.variation),
+            (of_profile, summary.low_share or 0.0, measured.spectrum.low_share(low_band)),
+            (of_items, summary.item_low_share, measured.spectrum.item_low_share(low_band)),
+        ):
+            colour = matplotlib.colormaps["tab10"](name % 10)
+            axes.bar(left, mean, 0.9 * width, color=colour, alpha=0.55, label=measured.name if place == 0 else None)
+            axes.plot(np.full(heads_LH.size, left), heads_LH.ravel(), ".", color=colour, markersize=4)
+        for axes in (of_profile, of_items):
             axes.hlines(summary.flat_share, place - 0.45, place + 0.45, color="grey", linestyle="--", linewidth=0.9)
-    for axes, title in zip(panels, ("of the mean profile", "of single items"), strict=True):
-        axes.set_xticks(range(len(sizes)), [f"{size} images" for size in sizes])
-        axes.set_ylim(0, 1)
+    _label_comparison(how_much, sizes, "how much the mean profile varies")
+    _label_comparison(of_profile, sizes, "low band of the mean profile")
+    _label_comparison(of_items, sizes, "low band of single items")
+    how_much.set_ylabel("standard deviation over mean", fontsize=8)
+    for axes in (of_profile, of_items):
+        axes.set_ylim(0, 1.02)
+        axes.set_ylabel(f"share at periods over {low_band:g} of the range", fontsize=8)
         axes.set_xlabel("dashed: attention on one image", fontsize=8)
-        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
-        axes.set_title(title, fontsize=9, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(f"share at periods over {low_band:g} of the range")
-    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
+    figure.legend(*how_much.get_legend_handles_labels(), frameon=False, loc="outside right upper")
     figure.savefig(path, dpi=150)
+
+
+def _label_comparison(axes: Axes, sizes: Sequence[int], title: str) -> None:
+    axes.set_xticks(range(len(sizes)), [f"{size} images" for size in sizes])
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _make_grid(

@@ -29,6 +29,15 @@ class Measured:
         """By which distance grows from image to image."""
         return float(np.diff(self.distance_positions_N).mean())
 
+    @property
+    def variation(self) -> Floats:
+        """Standard deviation of each head's profile over its mean, without what is noise [L, H].
+
+        The shares say how fast attention varies with distance, this says how much.
+        """
+        variance_LH = (self.spectrum.energy_LHF - self.spectrum.noise_LHF).sum(axis=-1)
+        return np.asarray(np.sqrt(np.maximum(variance_LH, 0)) / self.profile_LHN.mean(axis=-1))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -36,6 +45,8 @@ class Summary:
 
     image_attention: float
     """Share of attention that images get, mean over heads."""
+    variation: float
+    """Standard deviation of the mean profile over its mean, mean over heads."""
     known_heads: int
     """With a profile that is not mostly noise."""
     num_heads: int
@@ -53,6 +64,7 @@ def summarise(measured: Measured, low_band: float) -> Summary:
     is_known_LH = ~np.isnan(low_share_LH)
     return Summary(
         image_attention=float(measured.profile_LHN.sum(axis=-1).mean()),
+        variation=float(measured.variation.mean()),
         known_heads=int(is_known_LH.sum()),
         num_heads=low_share_LH.size,
         low_share=float(low_share_LH[is_known_LH].mean()) if is_known_LH.any() else None,
@@ -63,7 +75,19 @@ def summarise(measured: Measured, low_band: float) -> Summary:
 
 def format_table(found: Sequence[Measured], low_band: float) -> str:
     """The summaries, one line for each checkpoint and size."""
-    rows = [("images", "checkpoint", "items", "on images", "low band: profile", "heads", "single items", "flat")]
+    rows = [
+        (
+            "images",
+            "checkpoint",
+            "items",
+            "on images",
+            "varies by",
+            "low band: profile",
+            "heads",
+            "single items",
+            "flat",
+        )
+    ]
     for measured in found:
         summary = summarise(measured, low_band)
         rows.append(
@@ -72,6 +96,7 @@ def format_table(found: Sequence[Measured], low_band: float) -> str:
                 measured.name,
                 str(measured.num_items),
                 f"{100 * summary.image_attention:.1f} %",
+                f"{100 * summary.variation:.1f} %",
                 "none" if summary.low_share is None else f"{100 * summary.low_share:.1f} %",
                 f"{summary.known_heads} of {summary.num_heads}",
                 f"{100 * summary.item_low_share:.1f} %",
@@ -81,6 +106,7 @@ def format_table(found: Sequence[Measured], low_band: float) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     notes = [
+        "varies by: standard deviation of the mean profile over its mean, without noise, mean over heads",
         f"low band: share of the energy at periods longer than {low_band:g} of the range, mean over heads",
         "profile: of the mean over items, of those heads whose profile is not mostly noise",
         "single items: mean over items; flat: what a head that looks at one image has there",
@@ -121,6 +147,7 @@ def _head_to_json(measured: Measured, low_band: float, layer: int, head: int) ->
         "layer": layer,
         "head": head,
         "image_attention": float(measured.profile_LHN[place].sum()),
+        "variation": float(measured.variation[place]),
         "low_share": None if np.isnan(low_share) else low_share,
         "item_low_share": float(spectrum.item_low_share(low_band)[place]),
         "profile": _rounded(measured.profile_LHN[place]),
