@@ -14,6 +14,7 @@ _EXAMPLES = """examples:
   distill plan recipe.yaml train.gradient_checkpointing=true --memory 80     what of the matching fits into 80 GiB
   distill plan distill/recipes/miniature.yaml --measure 10            train 10 steps, compare the memory
   distill plan recipe.yaml teacher.recording=runs/signals             as after distill record
+  distill plan recipe.yaml teacher.quantization=bitsandbytes_4bit teacher.device=cuda:1
   distill plan recipe.yaml --images 50 --image-size 1024x768 --json
 
 Samples that are not there yet are assumed: see the defaults below. Sizes of models come from config.json: from the

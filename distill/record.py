@@ -18,7 +18,7 @@ _EXAMPLES = """examples:
   distill record recipe.yaml runs/signals                       record; the same command goes on after Ctrl-C or a crash
   distill record recipe.yaml runs/signals --top-k all --dtype float32      exact: trains as with the live teacher
   distill record recipe.yaml runs/signals --check               compare every checksum, record damaged shards again
-  distill train recipe.yaml teacher.recording=runs/signals      train from it; the teacher's weights are not loaded
+  distill train recipe.yaml teacher.recording=runs/signals      train from it; the teacher need not be here
 
 Recorded is what the recipe's losses look at, and nothing else: of the chosen layers the rotated keys, and the rotated
 queries at the chosen rows; on the answer the likeliest tokens of the teacher's softmax at the recipe's temperature,
