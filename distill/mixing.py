@@ -34,4 +34,5 @@ class LinearMixing(nn.Module):
 
     def forward(self) -> Tensor:
         """The weights, [student heads, teacher heads]."""
-        return self.weight_SH
+        # A copy: FSDP hooks what a module returns, and on the parameter itself hooks would pile up.
+        return self.weight_SH.clone()

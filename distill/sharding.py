@@ -69,7 +69,7 @@ def shard(distiller: Distiller, accelerator: Accelerator) -> None:
     and the rest. A frozen vision tower stays whole: which images a process still has to encode is its own affair,
     and what others wait for must not depend on it.
     """
-    model = distiller.student
+    model, objective = distiller.student, distiller.objective
     layers = decoder_layers(model, find_family(type(model).__name__))
     exact = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     lower = MixedPrecisionPolicy(
@@ -90,12 +90,14 @@ def shard(distiller: Distiller, accelerator: Accelerator) -> None:
     if embedding.weight is not head.weight:
         fully_shard(embedding, mp_policy=exact, **settings)
         fully_shard(head, mp_policy=lower, **settings)
-    fully_shard(distiller.objective, mp_policy=exact, **settings)
+    for mixing in (*objective.query_mixing, *objective.key_mixing, *objective.map_mixing):
+        # Not the objective itself: a unit hands back a gradient, if only of zeros, to all that it is given.
+        fully_shard(mixing, mp_policy=exact, **settings)
     frozen = _frozen_vision(model)
     for parameter in frozen:
         parameter.data = parameter.data.to(accelerator.device)
     fully_shard(distiller, mp_policy=exact, ignored_params=frozen, **settings | {"reshard_after_forward": False})
-    distiller.objective.register_forward_pre_hook(_gather_for_losses(layers))
+    objective.register_forward_pre_hook(_gather_for_losses(layers))
 
 
 def is_sharded(module: nn.Module) -> bool:
