@@ -78,7 +78,7 @@ def measure(
     """Asks `num_items` items at each size, all but the known ones, and returns the outcomes of all.
 
     Args:
-        progress: shows a bar. It counts images, so that its time left is fair.
+        progress: shows a bar. It counts sizes, not items, so that its time left is fair.
         known: outcomes of an earlier part of the same measurement; those of other places are left out.
         record: told of every new outcome, as soon as it is there.
     """
@@ -87,7 +87,7 @@ def measure(
     outcomes = {place: outcomes[place] for place in places if place in outcomes}
     num_known = sum(size for size, _ in outcomes)
     total = num_items * sum(sizes)
-    with tqdm(total=total, initial=num_known, unit="image", desc="evaluate", disable=not progress) as bar:
+    with tqdm(total=total, initial=num_known, unit=task.size_unit, desc="evaluate", disable=not progress) as bar:
         for size in sizes:
             bar.set_postfix_str(f"size {size}")
             missing = [index for index in range(num_items) if (size, index) not in outcomes]

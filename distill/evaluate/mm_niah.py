@@ -37,6 +37,7 @@ class MmNiahTask:
     """One file of MM-NIAH, such as retrieval-image.jsonl."""
 
     official_scorer = "MM-NIAH: the letter, the share of matching counts, or the answer among the words"
+    size_unit = "token"
 
     def __init__(self, path: Path, images: Path, seed: int) -> None:
         """Reads the file once, keeping of each question only where it is.

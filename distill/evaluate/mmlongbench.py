@@ -35,6 +35,7 @@ class MmLongBenchTask:
     """The haystacks of one file or of a folder's files; a size is their length, K x 1,024 tokens."""
 
     official_scorer = "MMLongBench: the last yes or no of the answer, or a guess by its place in the file"
+    size_unit = "token"
 
     def __init__(self, path: Path, images: Path, seed: int) -> None:
         """Reads the files once, keeping of each question only where it is.

@@ -26,6 +26,11 @@ class Task(Protocol):
         ...
 
     @property
+    def size_unit(self) -> str:
+        """What sizes count: "image" or "token"."""
+        ...
+
+    @property
     def official_scorer(self) -> str | None:
         """What the task's own scorer counts, in a few words; None for a task without one."""
         ...
@@ -64,6 +69,7 @@ class MiniatureTask:
 
     default_sizes = (1, 5, 10, 20, 50, 100, 150)
     official_scorer = None
+    size_unit = "image"
 
     def __post_init__(self) -> None:
         if self.seed < 0:

@@ -98,6 +98,7 @@ class VisualHaystacksTask:
     """Visual Haystacks from a file, or from the folder of the published ones."""
 
     official_scorer = "Visual Haystacks: the true word is among the answer's words"
+    size_unit = "image"
 
     def __init__(self, path: Path, coco: Path, seed: int) -> None:
         """Looks at the names of the files, and reads one to know how many needles there are.
