@@ -159,10 +159,9 @@ class Trainer:
             piece = next(inputs)
             if index == 0:
                 totals = self._sum(piece.counts)
-                if self.is_sharded:
-                    # A tower in training sees no image in a part of text alone, where another process may have one.
-                    is_uneven = totals["images"] > 0 and not self._recipe.train.freeze_vision
-                    self._distiller.set_reduce_scatter_unused_params(is_uneven, recurse=False)
+                if self.is_sharded and not self._recipe.train.freeze_vision:
+                    # The tower sees no image in a part of text alone, where another process may have one.
+                    self._distiller.set_reduce_scatter_unused_params(totals["images"] > 0, recurse=False)
             # Gradients are exchanged once a step, unless that would keep whole ones where there are shares.
             is_exchanged = index == pieces - 1 or self.is_sharded
             with nullcontext() if is_exchanged else self._accelerator.no_sync(self._distiller):
