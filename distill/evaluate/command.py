@@ -67,13 +67,13 @@ def run(args: argparse.Namespace) -> int:
     if args.export_lmms_eval:
         return _export(args, task, sizes)
     base = report.read_evaluation(args.base) if args.base else None
+    if base:
+        report.check_base(base, task.name)
     name, target = _name_target(args)
     out: Path = args.out or Path("runs/evaluate", f"{name}-{_label(task)}")
     with AnswersFile(out, _identity(args, task, target), resume=args.resume) as answers:
         known = list(answers.outcomes)
-        start = time.monotonic()
-        outcomes = _measure(args, task, sizes, target, answers)
-        seconds = time.monotonic() - start
+        outcomes, seconds = _measure(args, task, sizes, target, answers)
         answers.sort()
     evaluation = report.evaluate_outcomes(
         outcomes, args.thresholds, task=task.name, measured=_measured(args), seed=args.seed
@@ -248,12 +248,14 @@ def _check(args: argparse.Namespace) -> None:
 
 def _measure(
     args: argparse.Namespace, task: Task, sizes: Sequence[int], target: dict[str, str], answers: AnswersFile
-) -> list[Outcome]:
-    """Asks what is missing; however it ends, says how to go on."""
+) -> tuple[list[Outcome], float]:
+    """Asks what is missing, and tells the seconds that took; however it ends, says how to go on."""
     known = list(answers.outcomes)
     try:
         runner = _make_runner(args, task.most_images(sizes), target)
-        return measure(runner, task, sizes, args.items, progress=True, known=known, record=answers.add)
+        start = time.monotonic()
+        outcomes = measure(runner, task, sizes, args.items, progress=True, known=known, record=answers.add)
+        return outcomes, time.monotonic() - start
     except (KeyboardInterrupt, ValueError, OSError):
         if answers.outcomes:
             command = shlex.join(["distill", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])

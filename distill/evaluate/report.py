@@ -100,10 +100,15 @@ def evaluate_outcomes(
     )
 
 
+def check_base(base: Evaluation, task: str) -> None:
+    """ValueError where the base was measured on another task."""
+    if base.task != task:
+        raise ValueError(f"--base: measured on {base.task}, expected {task}")
+
+
 def compare(evaluation: Evaluation, base: Evaluation) -> list[WindowFactor]:
     """The window factors against a base measured on the same task; ValueError where the tasks differ."""
-    if evaluation.task != base.task:
-        raise ValueError(f"--base: measured on {base.task}, expected {evaluation.task}")
+    check_base(base, evaluation.task)
     return window_factors(evaluation.points, base.points, evaluation.thresholds, evaluation.seed)
 
 

@@ -113,6 +113,11 @@ def test_a_url_against_a_base(
     report = json.loads((student / "report.json").read_text())
     assert report["target"] == {"url": openai_server.url, "model": "student"}
 
+    openai_server.requests.clear()
+    with pytest.raises(ValueError, match="--base: measured on miniature/open, expected miniature/yes_no"):
+        distill(openai_server.url, *asked, "--kind", "yes_no", "--out", tmp_path / "other", "--base", checkpoint)
+    assert not openai_server.requests
+
     capsys.readouterr()
     distill(openai_server.url, *asked, "--out", tmp_path / "again", "--base", student / "report.json")
     assert "60 %           1.00" in capsys.readouterr().out
