@@ -181,6 +181,14 @@ def _add_checkpoint(group: argparse._ArgumentGroup) -> None:
         metavar="NAME=VALUE",
         help="one more argument of vLLM's LLM, such as max_model_len=32768; may be repeated",
     )
+    group.add_argument(
+        "--self-extend",
+        nargs=2,
+        type=int,
+        metavar=("GROUP", "NEIGHBOURS"),
+        help="attend by SelfExtend, a rival that needs no training (arXiv 2401.01325): of the keys beyond NEIGHBOURS "
+        "positions, GROUP positions become one; with --no-write",
+    )
 
 
 def _add_server(group: argparse._ArgumentGroup) -> None:
@@ -240,6 +248,10 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError("--engine vllm: runs a checkpoint folder, a URL has its own engine; leave it out")
     elif not (Path(args.target) / "config.json").is_file():
         raise ValueError(f"{args.target}: no config.json there, expected a checkpoint folder or a URL")
+    if args.self_extend and (_is_url(args.target) or args.engine == "vllm" or not args.no_write):
+        raise ValueError(
+            "--self-extend: expected a checkpoint folder, run by transformers, and --no-write: nothing serves it so"
+        )
     if args.engine_arg and args.engine != "vllm":
         raise ValueError(f"--engine-arg: {args.engine_arg[0]}, only with --engine vllm")
     if args.write_to and not (args.write_to / "config.json").is_file():
@@ -268,7 +280,8 @@ def _name_target(args: argparse.Namespace) -> tuple[str, dict[str, str]]:
     """The model's name for files and legends, and the target for the report."""
     if not _is_url(args.target):
         checkpoint = Path(args.target).resolve()
-        return checkpoint.name, {"checkpoint": str(checkpoint)}
+        variant = {"self_extend": "{}:{}".format(*args.self_extend)} if args.self_extend else {}
+        return checkpoint.name, {"checkpoint": str(checkpoint), **variant}
     from distill.evaluate.api import served_model
 
     model = args.model or served_model(args.target, _api_key(args))
@@ -299,6 +312,12 @@ def _make_runner(args: argparse.Namespace, most_images: int, target: dict[str, s
         return EngineRunner(checkpoint, most_images, _engine_args(args.engine_arg))
     from distill.evaluate.local import LocalRunner
 
+    if args.self_extend:
+        from distill.evaluate.self_extend import SelfExtend, apply_self_extend
+
+        group, neighbours = args.self_extend
+        config = SelfExtend(group=group, neighbours=neighbours)
+        return LocalRunner(checkpoint, prepare=lambda model: apply_self_extend(model, config))
     return LocalRunner(checkpoint)
 
 

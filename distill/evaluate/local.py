@@ -3,13 +3,16 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from distill.evaluate.item import Item
 from distill.evaluate.measure import Answer, Answered
 from rope_gain import load_pretrained, wheel_guard
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _BATCH_TOKENS = 16_384
 """Prompt tokens in one batch: keeps a core busy and the prefill's memory small."""
@@ -25,13 +28,20 @@ class LocalRunner:
     batch it came in.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, *, prepare: Callable[["PreTrainedModel"], None] | None = None) -> None:
+        """Loads a checkpoint.
+
+        Args:
+            prepare: changes the loaded model, as `apply_self_extend` does.
+        """
         wheel_guard.install()
         from transformers import AutoProcessor
 
         self._processor = AutoProcessor.from_pretrained(checkpoint)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_pretrained(checkpoint).to(self._device).eval()
+        if prepare is not None:
+            prepare(self._model)
 
     def answer(self, items: Iterable[Item], done: Callable[[Answered], None]) -> list[Answer]:
         """Answers the items; see `Runner`."""
