@@ -32,7 +32,7 @@ $(RUN)/evaluation/report.json test test-vllm: export OMP_NUM_THREADS = 1
 
 $(RUN)/evaluation/report.json:
 	@$(PY) -m distill train distill/recipes/miniature.yaml output=$(RUN) --resume
-	@$(PY) -m distill evaluate $(STUDENT) --out $(RUN)/evaluation
+	@$(PY) -m distill evaluate $(STUDENT) --out $(RUN)/evaluation --resume
 
 install: .venv/installed
 
