@@ -1,6 +1,8 @@
 # make serve [MODEL=folder]   distil the miniature student if need be, serve it (or MODEL), print how to ask it
 # make test                   every check and test; CI calls this and nothing else
 # make test-vllm VLLM=0.31.0  the gains' tests with another version of vLLM, in an environment of its own
+# make reproduce              LAid, its rivals and its ablations, trained and measured: hours
+# make test-reproduce         a short form of it, in minutes
 # make check                  ruff and mypy alone
 # make bench [QUICK=1]        every benchmark; figures into runs/bench
 # make install                the virtual environment alone
@@ -14,7 +16,7 @@ PY := .venv/bin/python
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: serve test test-vllm check bench install student build-miniature clean
+.PHONY: serve test test-vllm test-reproduce reproduce check bench install student build-miniature clean
 
 ifdef MODEL
 serve: install
@@ -28,7 +30,7 @@ endif
 student: install $(RUN)/evaluation/report.json
 
 # One thread: models this small are faster so, and much faster where the second core is busy.
-$(RUN)/evaluation/report.json test test-vllm: export OMP_NUM_THREADS = 1
+$(RUN)/evaluation/report.json test test-vllm test-reproduce reproduce: export OMP_NUM_THREADS = 1
 
 $(RUN)/evaluation/report.json:
 	@$(PY) -m distill train distill/recipes/miniature.yaml output=$(RUN) --resume
@@ -52,6 +54,12 @@ test-vllm:
 	@test -n "$(VLLM)" || { echo "VLLM: missing, expected a version, such as: make test-vllm VLLM=0.31.0" >&2; exit 2; }
 	VENV=.venv-$(VLLM) deploy/install.sh
 	.venv-$(VLLM)/bin/python -m pytest tests/rope_gain
+
+reproduce: install
+	$(PY) -m distill reproduce
+
+test-reproduce: install
+	$(PY) -m pytest -m experiment
 
 # All of benchmarks/ but what they share.
 bench: install

@@ -11,6 +11,7 @@ from distill.data import command as data
 from distill.evaluate import command as evaluate
 from distill.inspection import command as inspection
 from distill.miniature import command as miniature
+from distill.reproduction import command as reproduction
 
 _EXAMPLES = """examples:
   distill plan distill/recipes/miniature.yaml                 say what a recipe will cost, before anything is loaded
@@ -24,6 +25,7 @@ _EXAMPLES = """examples:
   distill spectrum miniature:teacher miniature:base           how attention depends on distance
   distill fold runs/static/student runs/static/folded         static gains into the weights: a stock checkpoint
   distill inspect runs/miniature/student --figure gains.png   show which wavelengths it amplified
+  distill reproduce                                           repeat the experiment: LAid, its rivals, its ablations
   distill miniature build                                     retrain the committed teacher and base student
 """
 
@@ -41,7 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (plan, train, record, data, evaluate, comparison, attention_spectrum, inspection, fold, miniature):
+    for module in (
+        plan,
+        train,
+        record,
+        data,
+        evaluate,
+        comparison,
+        attention_spectrum,
+        inspection,
+        fold,
+        miniature,
+        reproduction,
+    ):
         module.add_parser(verbs)
     chosen = _parse(parser, arguments)
     try:

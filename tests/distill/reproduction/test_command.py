@@ -1,0 +1,57 @@
+"""The verb: its smallest form here, and the short experiment in a tier of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.cli import main
+from distill.reproduction import command
+from distill.reproduction.run import Scale
+
+
+def rows(folder: Path) -> dict[str, Any]:
+    comparison = json.loads((folder / "comparison" / "compare.json").read_text())
+    return {row["name"]: row for row in comparison["rows"]}
+
+
+def test_it_makes_measures_and_compares_and_does_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "QUICK", Scale(seeds=(1,), settings=("train.steps=2",), sizes=(1, 2), items=2))
+    arguments = ["reproduce", "--quick", "--only", "yarn", "static", "--out", str(tmp_path)]
+
+    assert main(arguments) == 0
+
+    assert list(rows(tmp_path)) == ["base", "base with YaRN", "LAid, static gain, folded"]
+    assert (tmp_path / "static" / "seed-1" / "folded" / "model.safetensors").exists()
+    yarn = json.loads((tmp_path / "yarn" / "checkpoint" / "config.json").read_text())["text_config"]
+    assert yarn["rope_parameters"]["rope_type"] == "yarn"
+    capfd.readouterr()
+    assert main(arguments) == 0
+    assert "evaluate:" not in capfd.readouterr().err
+
+
+def test_what_fails_stops_it_and_says_how_to_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sft" / "seed-1").mkdir(parents=True)
+    (tmp_path / "sft" / "seed-1" / "state.pt").write_text("broken")
+    (tmp_path / "base" / "evaluation").mkdir(parents=True)
+    (tmp_path / "base" / "evaluation" / "report.json").write_text("{}")
+
+    assert main(["reproduce", "--quick", "--only", "sft", "--out", str(tmp_path)]) == 1
+
+    assert "the same command goes on from here" in capfd.readouterr().err
+
+
+def test_an_unknown_row_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "--only", "sftt", "--out", str(tmp_path)]) == 1
+    assert "--only: 'sftt', expected one of base, yarn, self-extend" in capsys.readouterr().err
+
+
+@pytest.mark.experiment
+@pytest.mark.timeout(1200)
+def test_the_short_experiment_orders_its_rows(tmp_path: Path) -> None:
+    assert main(["reproduce", "--quick", "--out", str(tmp_path)]) == 0
+    found = rows(tmp_path)
+    assert list(found) == ["base", "SFT", "LAid"]
