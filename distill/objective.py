@@ -152,8 +152,8 @@ class Objective(nn.Module):
         for pair, mixing_SH in zip(self._matched, mixings, strict=True):
             for piece in pieces_of(batch, rows, student.layers[pair.student], teacher.layers[pair.teacher]):
                 value = attention_matching(
-                    piece.student,
-                    piece.teacher,
+                    piece.student.at_temperature(config.temperature),
+                    piece.teacher.at_temperature(config.temperature),
                     rows=piece.rows,
                     places=piece.places,
                     tilt=tilt,
@@ -162,7 +162,7 @@ class Objective(nn.Module):
                     kernel=config.kernel,
                 )
                 values.append(piece.share * value)
-        return torch.stack(values).sum() / len(self._matched)
+        return torch.stack(values).sum() / len(self._matched) * config.temperature**2
 
     def _matching_rows(self, batch: Batch, progress: float) -> Rows:
         """Drawn anew at every step, and the same ones in whatever parts the step is taken."""

@@ -83,6 +83,9 @@ class MatchingConfig:
     """Δ0, in the unit of `distance`."""
     gamma_max: float = 1.0
     schedule: GammaSchedule = "linear"
+    temperature: float = 1.0
+    """Divides both models' attention logits before the tilt, and its square multiplies the loss, as in logit
+    distillation: the higher, the more it is the logits that are matched, and the less where the largest of them is."""
     mixing: Literal["softmax", "none"] = "softmax"
     """`softmax` learns which teacher heads a student head follows; `none` pairs them one to one."""
     chunk_mib: int = 8
@@ -94,6 +97,7 @@ class MatchingConfig:
         check_at_least("weight", self.weight, 0)
         check_at_least("gamma_max", self.gamma_max, 0)
         check_above("reference_distance", self.reference_distance, 0)
+        check_above("temperature", self.temperature, 0)
         check_at_least("chunk_mib", self.chunk_mib, 1)
         if self.max_rows is not None:
             check_at_least("max_rows", self.max_rows, 1)

@@ -3,7 +3,7 @@
 Letters: B batch, H query heads, K key-value heads, T tokens, R query rows, D head size, N answer rows, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,10 @@ class QueryKey:
     k_BKTD: Tensor
     scale: float
     """Factor on the dot products, 1/sqrt(head size) in most models."""
+
+    def at_temperature(self, temperature: float) -> "QueryKey":
+        """The same with all its attention logits divided by the temperature."""
+        return replace(self, scale=self.scale / temperature)
 
     def split(self, lengths: list[int]) -> list["QueryKey"]:
         """Each sample's own, [1, heads, its length, D], of samples packed one after the other.

@@ -13,7 +13,7 @@ from distill.miniature.items import make_item
 from distill.model import SignalModel, Teacher
 from distill.objective import Objective
 from distill.recipe import AlignmentConfig, LayerPair, LossConfig, MatchingConfig
-from distill.signals import AttentionShape
+from distill.signals import AttentionShape, Signals
 
 STUDENT = AttentionShape(num_layers=2, num_heads=2, num_key_value_heads=1, head_size=16)
 TEACHER = AttentionShape(num_layers=3, num_heads=4, num_key_value_heads=2, head_size=16)
@@ -70,6 +70,22 @@ def test_gamma_changes_the_matching_with_progress(models: tuple[SignalModel, Tea
     assert objective.gamma(0.0) == 0
     assert objective.gamma(1.0) == 3
     assert abs(start - end) > 1e-3
+
+
+def test_a_temperature_divides_both_models_logits(models: tuple[SignalModel, Teacher], batch: Batch) -> None:
+    student, teacher = models[0].signals(batch, [1]), models[1].signals(batch, [2])
+
+    def matching(student: Signals, teacher: Signals, temperature: float) -> float:
+        config = MatchingConfig(temperature=temperature)
+        return make_objective(LossConfig(matching=config))(student, teacher, batch, 0.5).terms["matching"]
+
+    def cooled(signals: Signals) -> Signals:
+        layers = {layer: dataclasses.replace(each, q_BHTD=each.q_BHTD / 4) for layer, each in signals.layers.items()}
+        return dataclasses.replace(signals, layers=layers)
+
+    hot = matching(student, teacher, 4.0)
+    assert hot == pytest.approx(16 * matching(cooled(student), cooled(teacher), 1.0), rel=1e-5)
+    assert hot != pytest.approx(matching(student, teacher, 1.0), rel=1e-2)
 
 
 def test_the_recipe_says_what_computes_the_matching(models: tuple[SignalModel, Teacher], batch: Batch) -> None:

@@ -84,6 +84,11 @@ def reference_loss(case: Case, tilt: Tilt, mixing_SH: Tensor, rows: Rows) -> Ten
     return torch.stack(values).mean()
 
 
+def logits(layer: QueryKey, sample: int, head: int) -> Tensor:
+    group = layer.q_BHTD.shape[1] // layer.k_BKTD.shape[1]
+    return layer.scale * layer.q_BHTD[sample, head] @ layer.k_BKTD[sample, head // group].T
+
+
 def tilted(kind: DistanceKind = "image", gamma: float = 0.7) -> Tilt:
     return Tilt(kind=kind, reference_distance=1.5, gamma=gamma)
 
@@ -166,6 +171,20 @@ def test_equal_models_have_no_loss_at_any_tilt() -> None:
     equal = dataclasses.replace(case, teacher=case.student)
     for gamma in (0.0, 2.0):
         assert abs(chunked_loss(equal, tilted(gamma=gamma), None, case.rows(), 8)) < 1e-14
+
+
+def test_at_a_high_temperature_logits_are_matched() -> None:
+    """KL of two softmaxes tends to half the variance of their logits' difference over the square of the temperature."""
+    case, temperature = make_case(teacher_heads=4), 1e4
+    hot = [layer.at_temperature(temperature) for layer in (case.student, case.teacher)]
+    hot_case = dataclasses.replace(case, student=hot[0], teacher=hot[1])
+    found = temperature**2 * chunked_loss(hot_case, tilted(gamma=0.0), None, case.rows(), 37)
+    halves = []
+    for sample, length in enumerate(case.lengths):
+        for head in range(4):
+            difference_TT = logits(case.student, sample, head) - logits(case.teacher, sample, head)
+            halves += [difference_TT[i, : i + 1].var(correction=0) / 2 for i in range(length)]
+    torch.testing.assert_close(found, torch.stack(halves).mean(), rtol=1e-3, atol=0)
 
 
 def test_the_tilt_moves_weight_to_far_keys() -> None:
