@@ -8,6 +8,12 @@ Start = Literal["teacher", "base", "trained"]
 _NO_TEACHER = ("teacher=null", "loss.lambda_laid=0", "loss.lambda_kl=0")
 _NO_GAIN = "gain=null"
 _NO_STRETCH = "data.stretch=null"
+_PAPERS_LAYERS = (
+    "loss.alignment.weight=1",
+    "loss.matching.weight=1",
+    "loss.matching.temperature=1",
+    "loss.matching.layers=[{student: -1, teacher: -1}]",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,7 @@ ARMS = (
     Arm(name="logits", title="logit distillation", overrides=("loss.lambda_laid=0", _NO_GAIN, _NO_STRETCH)),
     Arm(name="logits-stretch", title="logit distillation, stretched", overrides=("loss.lambda_laid=0", _NO_GAIN)),
     Arm(name="no-stretch", title="LAid without stretching", overrides=(_NO_STRETCH,)),
+    Arm(name="papers-layers", title="LAid with the paper's layers and alignment", overrides=_PAPERS_LAYERS),
     Arm(name="no-kl", title="LAid without KL", overrides=("loss.lambda_kl=0",)),
     Arm(name="no-matching", title="LAid without attention matching", overrides=("loss.matching.weight=0",)),
     Arm(name="no-weighting", title="LAid without distance weighting", overrides=("loss.matching.gamma_max=0",)),
