@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.aligned import align
 from distill.attention_spectrum.fourier import Floats, Spectrum, periods
 
 FORMAT = 1
@@ -103,15 +104,13 @@ def format_table(found: Sequence[Measured], low_band: float) -> str:
                 f"{100 * summary.flat_share:.1f} %",
             )
         )
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     notes = [
         "varies by: standard deviation of the mean profile over its mean, without noise, mean over heads",
         f"low band: share of the energy at periods longer than {low_band:g} of the range, mean over heads",
         "profile: of the mean over items, of those heads whose profile is not mostly noise",
         "single items: mean over items; flat: what a head that looks at one image has there",
     ]
-    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:], *notes])
+    return "\n".join([align(rows), *notes])
 
 
 def to_json(found: Sequence[Measured], low_band: float, settings: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from distill.aligned import align
 from distill.evaluate.report import Evaluation
 from distill.evaluate.window import Kind, Window, WindowFactor
 
@@ -44,7 +45,7 @@ def _curve(evaluation: Evaluation) -> str:
                 f"{100 * point.compliance:.1f} %",
             )
         )
-    return f"{evaluation.task}, {evaluation.items_per_size} items a size\n{_align(rows)}"
+    return f"{evaluation.task}, {evaluation.items_per_size} items a size\n{align(rows)}"
 
 
 def _windows(evaluation: Evaluation) -> str:
@@ -63,7 +64,7 @@ def _windows(evaluation: Evaluation) -> str:
     notes = ["* the one a gateway shows"]
     if any(window.censored for window in evaluation.windows):
         notes.append("≥ never below the threshold at the sizes measured: a lower bound")
-    return "\n".join([_align(rows), *notes])
+    return "\n".join([align(rows), *notes])
 
 
 def _factors(factors: Sequence[WindowFactor]) -> str:
@@ -77,12 +78,5 @@ def _factors(factors: Sequence[WindowFactor]) -> str:
         bound = "≥ " if factor.lower_bound else ""
         rows.append((label, f"{bound}{factor.factor:.2f}", f"{factor.low:.2f} - {high}"))
     if all(factor.factor is not None for factor in factors):
-        return _align(rows)
-    return f"{_align(rows)}\nnone: the base's window is 0, or has no end at the sizes measured"
-
-
-def _align(rows: Sequence[tuple[str, ...]]) -> str:
-    """Right-aligned columns under a rule, two spaces apart."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
+        return align(rows)
+    return f"{align(rows)}\nnone: the base's window is 0, or has no end at the sizes measured"

@@ -1,8 +1,8 @@
 """The gains on the terminal, and as JSON."""
 
-from collections.abc import Sequence
 from typing import Any
 
+from distill.aligned import align
 from distill.inspection.spectrum import Band, Spectrum, Summary, heads_apart, make_bands, summarise
 
 _PREFIXES = ("", "k", "M", "G")
@@ -45,7 +45,7 @@ def short_number(value: float) -> str:
 def _by_band(spectrum: Spectrum) -> str:
     header = ("axis", "wavelength", "pairs", "gain", *(position.name for position in spectrum.positions))
     rows = [row for band in make_bands(spectrum.pairs) for row in _band_rows(spectrum, band)]
-    return f"by wavelength, in positions (tokens, in text)\n{_align([header, *rows])}"
+    return f"by wavelength, in positions (tokens, in text)\n{align([header, *rows])}"
 
 
 def _band_rows(spectrum: Spectrum, band: Band) -> list[tuple[str, ...]]:
@@ -73,7 +73,7 @@ def _by_layer(spectrum: Spectrum) -> str:
                 cells.append(f"{float(heads_apart(log_gain[-1, row]).mean()):.2f}")
             rows.append((label, side, *cells))
             label = ""
-    table = f"by layer\n{_align(rows)}"
+    table = f"by layer\n{align(rows)}"
     if has_heads:
         name = spectrum.positions[-1].name
         table += f"\nheads apart: the factor of one standard deviation between heads at {name}, mean over the pairs"
@@ -101,10 +101,3 @@ def _pairs_to_json(spectrum: Spectrum, row: int) -> dict[str, Any]:
         }
         for side, log_gain in spectrum.log_gains.items()
     }
-
-
-def _align(rows: Sequence[tuple[str, ...]]) -> str:
-    """Right-aligned columns under a rule, two spaces apart."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
