@@ -16,13 +16,11 @@ In 300 simulated comparisons with three seeds of 200 items, the interval held th
 where the seeds' own accuracies spread by 0 to 5 points (one standard deviation), and 88 where they spread by 10.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
 from distill.comparison.entry import Entry, Run
-from distill.evaluate.curve import CONFIDENCE, CurvePoint
+from distill.evaluate.curve import CurvePoint
 from distill.evaluate.window import Floats
 
 NUM_REPLICATES = 2000
@@ -69,10 +67,3 @@ class Bootstrap:
             uniform_N = np.full(point.items, 1 / point.items)
             self._drawn[key] = rng.multinomial(point.items, uniform_N, size=self._num_replicates) / point.items
         return self._drawn[key]
-
-
-def interval(values_B: Floats) -> tuple[float, float]:
-    """The percentile interval, of order statistics: a mixture with infinity would not be a number."""
-    tail = (1 - CONFIDENCE) / 2
-    quantile: Callable[..., float] = np.quantile
-    return float(quantile(values_B, tail, method="lower")), float(quantile(values_B, 1 - tail, method="higher"))

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from distill.comparison.bootstrap import Bootstrap, interval
+from distill.comparison.bootstrap import Bootstrap
 from distill.comparison.entry import Entry, Run
-from distill.evaluate.window import Floats, Threshold, crossing
+from distill.evaluate.window import Floats, Threshold, interval, windows_at
 
 GAIN_SIZES = {"short": (1, 5, 10, 20), "long": (50, 100, 150)}
 
@@ -135,18 +134,18 @@ def _accuracy(entry: Entry, curve: _Curve, column: int) -> Estimate:
 
 
 def _window(sizes: Sequence[int], curve: _Curve, threshold: Threshold) -> Estimate:
-    images_1, is_censored_1 = _windows(sizes, curve.measured_1S, threshold)
-    low, high = interval(_windows(sizes, curve.replicates_BS, threshold)[0])
+    images_1, is_censored_1 = windows_at(sizes, curve.measured_1S, threshold)
+    low, high = interval(windows_at(sizes, curve.replicates_BS, threshold)[0])
     return Estimate(value=float(images_1[0]), low=low, high=high, at_least=bool(is_censored_1[0]))
 
 
 def _factor(sizes: Sequence[int], curve: _Curve, base: _Curve, threshold: Threshold) -> Estimate | None:
-    images_1, is_censored_1 = _windows(sizes, curve.measured_1S, threshold)
-    base_images_1, is_base_censored_1 = _windows(sizes, base.measured_1S, threshold)
+    images_1, is_censored_1 = windows_at(sizes, curve.measured_1S, threshold)
+    base_images_1, is_base_censored_1 = windows_at(sizes, base.measured_1S, threshold)
     if is_base_censored_1[0] or base_images_1[0] == 0:
         return None
-    images_B, _ = _windows(sizes, curve.replicates_BS, threshold)
-    base_images_B, _ = _windows(sizes, base.replicates_BS, threshold)
+    images_B, _ = windows_at(sizes, curve.replicates_BS, threshold)
+    base_images_B, _ = windows_at(sizes, base.replicates_BS, threshold)
     return _ratio(images_1 / base_images_1, _divide(images_B, base_images_B), at_least=bool(is_censored_1[0]))
 
 
@@ -168,12 +167,3 @@ def _divide(numerator: Floats, denominator: Floats) -> Floats:
     """Elementwise; infinite over 0, which bounds a ratio from below only."""
     out = np.full_like(numerator, np.inf)
     return np.divide(numerator, denominator, out=out, where=denominator > 0)
-
-
-def _windows(sizes: Sequence[int], accuracy_BS: Floats, threshold: Threshold) -> tuple[Floats, NDArray[np.bool_]]:
-    """In images [B], and which are censored [B]; a relative threshold moves with each curve's one-image accuracy."""
-    level_B = np.full(len(accuracy_BS), threshold.value)
-    if threshold.kind == "relative":
-        # A model that answers nothing has no window, not one of any length.
-        level_B = np.where(accuracy_BS[:, 0] > 0, threshold.value * accuracy_BS[:, 0], np.inf)
-    return crossing(np.array(sizes, dtype=float), accuracy_BS, level_B)

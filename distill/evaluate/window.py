@@ -90,6 +90,29 @@ def crossing(sizes_S: Floats, accuracy_BS: Floats, threshold_B: Floats) -> tuple
     return np.where(num_held_B > 0, images_B, 0.0), num_held_B == len(sizes_S)
 
 
+def windows_at(sizes: Sequence[int], accuracy_BS: Floats, threshold: Threshold) -> tuple[Floats, NDArray[np.bool_]]:
+    """The windows of B curves over the same growing sizes, in images [B], and which are censored [B].
+
+    A relative threshold moves with each curve's accuracy at one image.
+
+    Raises:
+        ValueError: a relative threshold, and one image was not measured.
+    """
+    threshold_B = np.full(len(accuracy_BS), threshold.value)
+    if threshold.kind == "relative":
+        if sizes[0] != 1:
+            raise ValueError(f"sizes: a relative threshold needs size 1, the smallest here is {sizes[0]}")
+        # A model that answers nothing has no window, not one of any length.
+        threshold_B = np.where(accuracy_BS[:, 0] > 0, threshold.value * accuracy_BS[:, 0], np.inf)
+    return crossing(np.array(sizes, dtype=float), accuracy_BS, threshold_B)
+
+
+def interval(values_B: Floats) -> tuple[float, float]:
+    """The percentile interval, of order statistics: a mixture with infinity would not be a number."""
+    tail = (1 - CONFIDENCE) / 2
+    return float(np.quantile(values_B, tail, method="lower")), float(np.quantile(values_B, 1 - tail, method="higher"))
+
+
 def effective_windows(
     points: Sequence[CurvePoint],
     thresholds: Sequence[Threshold],
@@ -125,7 +148,7 @@ def window_factors(
             base_B, _ = _images(base_points, base_replicates_BS, threshold)
             ratio_B = np.divide(model_B, base_B, out=np.full_like(model_B, np.inf), where=base_B > 0)
             factor = float(images[0] / base_images[0])
-            low, high = _interval(ratio_B)
+            low, high = interval(ratio_B)
         factors.append(
             WindowFactor(
                 threshold=threshold.value,
@@ -142,7 +165,7 @@ def window_factors(
 def _window(points: Sequence[CurvePoint], threshold: Threshold, replicates_BS: Floats) -> Window:
     images, censored = _images(points, _measured(points), threshold)
     images_B, _ = _images(points, replicates_BS, threshold)
-    low, high = _interval(images_B)
+    low, high = interval(images_B)
     tokens, tokens_low, tokens_high = _tokens(points, np.array([images[0], low, high]))
     return Window(
         threshold=threshold.value,
@@ -160,13 +183,7 @@ def _window(points: Sequence[CurvePoint], threshold: Threshold, replicates_BS: F
 def _images(
     points: Sequence[CurvePoint], accuracy_BS: Floats, threshold: Threshold
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    threshold_B = np.full(len(accuracy_BS), threshold.value)
-    if threshold.kind == "relative":
-        if points[0].images != 1:
-            raise ValueError(f"sizes: a relative threshold needs size 1, the smallest here is {points[0].images}")
-        # A model that answers nothing has no window, not one of any length.
-        threshold_B = np.where(accuracy_BS[:, 0] > 0, threshold.value * accuracy_BS[:, 0], np.inf)
-    return crossing(np.array([float(point.images) for point in points]), accuracy_BS, threshold_B)
+    return windows_at([point.images for point in points], accuracy_BS, threshold)
 
 
 def _measured(points: Sequence[CurvePoint]) -> Floats:
@@ -192,9 +209,3 @@ def _tokens(points: Sequence[CurvePoint], images_N: Floats) -> Floats:
     sizes = [point.images for point in points]
     tokens_N = np.interp(images_N, sizes, [point.prompt_tokens for point in points])
     return np.where(images_N > 0, tokens_N, 0.0)
-
-
-def _interval(values_B: Floats) -> tuple[float, float]:
-    # Order statistics, not their mixtures: a mixture with infinity is not a number.
-    tail = (1 - CONFIDENCE) / 2
-    return float(np.quantile(values_B, tail, method="lower")), float(np.quantile(values_B, 1 - tail, method="higher"))

@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.comparison.bootstrap import Bootstrap, interval
+from distill.comparison.bootstrap import Bootstrap
 from distill.comparison.entry import Entry, Run
+from distill.evaluate.window import interval
 from tests.distill.comparison.reports import answered, counted, make_evaluation
 
 NUM_REPLICATES = 500
