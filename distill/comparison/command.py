@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 _DESCRIPTION = """\
@@ -53,21 +54,34 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Reads, compares, writes the folder and prints the tables; ValueError where the reports do not fit together."""
+    write_comparison(args.reports, base=args.base, out=args.out)
+    return 0
+
+
+def write_comparison(reports: Sequence[str], *, base: str | None, out: Path) -> None:
+    """Writes the folder and prints the tables.
+
+    Args:
+        reports: as on the command line, [NAME=]REPORT[,REPORT...].
+        base: the name of the row that the others are against; the first by default.
+
+    Raises:
+        ValueError: the reports do not fit together.
+    """
     # Imported when needed: numpy and matplotlib take a second, and every verb's help would wait for them.
     from distill.comparison.bootstrap import Bootstrap
     from distill.comparison.compare import compare
     from distill.comparison.entry import read_entries
     from distill.comparison.table import to_json, to_markdown
 
-    entries = read_entries(args.reports)
-    comparison = compare(entries, args.base or entries[0].name, Bootstrap())
+    entries = read_entries(reports)
+    comparison = compare(entries, base or entries[0].name, Bootstrap())
     text = to_markdown(comparison)
     print(text)
 
     from distill.comparison.figure import write_figure
     from distill.comparison.page import make_page
 
-    out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
     numbers = json.dumps(to_json(comparison), indent=2, ensure_ascii=False, allow_nan=False)
     (out / "compare.json").write_text(numbers + "\n", encoding="utf-8")
@@ -75,4 +89,3 @@ def run(args: argparse.Namespace) -> int:
     write_figure(out / "figure.png", comparison)
     (out / "index.html").write_text(make_page(comparison), encoding="utf-8")
     print(f"wrote {out}: compare.json, table.md, figure.png, index.html")
-    return 0

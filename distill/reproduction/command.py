@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from distill.comparison.command import write_comparison
 from distill.reproduction.arms import ARMS
 from distill.reproduction.run import Reproduction, Scale, run_all
 
@@ -63,6 +64,5 @@ def run(arguments: argparse.Namespace) -> int:
     except subprocess.CalledProcessError as error:
         print("distill: stopped; the same command goes on from here", file=sys.stderr)
         return int(error.returncode)
-    from distill.comparison import command as comparison
-
-    return comparison.run(argparse.Namespace(reports=rows, base="base", out=arguments.out / "comparison"))
+    write_comparison(rows, base="base", out=arguments.out / "comparison")
+    return 0
