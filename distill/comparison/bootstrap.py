@@ -11,9 +11,6 @@ seeds thus covers both: another training, and other questions.
 - Seeds are drawn by the bootknife (T. Hesterberg, Unbiasing the bootstrap, 2004): one is left out, and as many as there
   were are drawn from the rest. The plain bootstrap draws the spread between K seeds too narrow by (K-1)/K in variance,
   a third for three seeds.
-
-In 300 simulated comparisons with three seeds of 200 items, the interval held the true accuracy 98 to 99 times in 100
-where the seeds' own accuracies spread by 0 to 5 points (one standard deviation), and 88 where they spread by 10.
 """
 
 import numpy as np
