@@ -19,6 +19,7 @@ from distill.evaluate.measure import Outcome, Runner, measure
 from distill.evaluate.table import format_official, format_table
 from distill.evaluate.tasks import MiniatureTask, Task
 from distill.miniature.items import KINDS
+from rope_gain import wheel_guard
 
 _DESCRIPTION = """\
 Asks a model questions about haystacks of images and reports accuracy against the number of images, the
@@ -313,6 +314,7 @@ def _make_runner(args: argparse.Namespace, most_images: int, target: dict[str, s
     from distill.evaluate.local import LocalRunner
 
     if args.self_extend:
+        wheel_guard.install()  # this module imports transformers before the runner does
         from distill.evaluate.self_extend import SelfExtend, apply_self_extend
 
         group, neighbours = args.self_extend

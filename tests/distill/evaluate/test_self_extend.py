@@ -1,6 +1,8 @@
 """SelfExtend on a model in which every position matters, against positions that were grouped before the rotation."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,8 @@ def test_each_pair_of_tokens_has_the_papers_distance(load: Any) -> None:
 def test_a_checkpoint_is_measured_so_and_not_marked(model_folders: dict[str, Path], tmp_path: Path) -> None:
     arguments = ["evaluate", str(model_folders["base"]), "--sizes", "2", "--items", "3", "--out", str(tmp_path)]
     assert main([*arguments, "--self-extend", "4", "10"]) == 1
-    assert main([*arguments, "--self-extend", "4", "10", "--no-write"]) == 0
+    # In a process of its own: which module imports transformers first matters beside wheels of several builds.
+    command = [sys.executable, "-m", "distill", *arguments, "--self-extend", "4", "10", "--no-write"]
+    subprocess.run(command, check=True)
     assert '"self_extend": "4:10"' in (tmp_path / "report.json").read_text()
     assert not (model_folders["base"] / "laid.json").exists()
