@@ -13,10 +13,10 @@ import rope_gain
 from distill.adapters import add_adapters
 from distill.data.bad_samples import Tally
 from distill.data.collate import Collator
-from distill.data.sample import Sample, Source
+from distill.data.sample import Sample
 from distill.distiller import Distiller
 from distill.families import find_family
-from distill.inputs import check_same_inputs, check_same_vocabulary
+from distill.inputs import check_teacher
 from distill.loading import choose_teacher_device, load_model, load_processor, load_window, make_source
 from distill.model import SignalModel, Teacher
 from distill.objective import Objective
@@ -83,7 +83,14 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
         place = choose_teacher_device(recipe.teacher, device, num_processes=accelerator.num_processes)
         teacher_model = load_model(recipe.teacher, place)
         teacher = Teacher(teacher_model, feature_cache_bytes=cache_bytes, attention=recipe.train.attention)
-        _compare_inputs(recipe, source, collate, teacher, processor)
+        check_teacher(
+            recipe.teacher,
+            teacher_model,
+            source.samples(0),
+            collate=collate,
+            student_tokenizer=processor.tokenizer,
+            stretch=recipe.data.stretch,
+        )
     objective = Objective(
         recipe.loss,
         student=student.shape,
@@ -174,14 +181,3 @@ def _student_model(recipe: Recipe, device: torch.device) -> tuple["PreTrainedMod
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model, None if recipe.lora is None else add_adapters(model, recipe.lora)
-
-
-def _compare_inputs(recipe: Recipe, source: Source, collate: Collator, teacher: Teacher, processor: Any) -> None:
-    if recipe.teacher is None:
-        return
-    teacher_processor = load_processor(recipe.teacher)
-    check_same_vocabulary(processor.tokenizer, teacher_processor.tokenizer)
-    samples = source.samples(0)
-    rope_index = find_family(teacher.model).rope_index(teacher.model)
-    teacher_collate = Collator(teacher_processor, rope_index, stretch=recipe.data.stretch)
-    check_same_inputs(collate(samples), teacher_collate(samples))

@@ -1,12 +1,46 @@
 """Compares what two models would be given for the same samples."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from distill.data.batch import Batch
+from distill.data.collate import Collator
+from distill.data.sample import Sample
+from distill.families import find_family
+from distill.loading import load_processor
+from distill.recipe import StretchConfig, TeacherConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def check_teacher(
+    config: TeacherConfig,
+    model: "PreTrainedModel",
+    samples: Sequence[Sample],
+    *,
+    collate: Collator,
+    student_tokenizer: Any,
+    stretch: StretchConfig | None,
+) -> None:
+    """Makes sure that a teacher with its own processor sees what the student sees, and means the same tokens.
+
+    Args:
+        samples: those of the first step.
+        collate: the student's.
+        stretch: of the recipe's data.
+
+    Raises:
+        ValueError: their tokenizers or their inputs differ; the message names the token or the sample.
+    """
+    processor = load_processor(config)
+    check_same_vocabulary(student_tokenizer, processor.tokenizer)
+    teacher_collate = Collator(processor, find_family(model).rope_index(model), stretch=stretch)
+    check_same_inputs(collate(samples), teacher_collate(samples))
 
 
 def check_same_inputs(student: Batch, teacher: Batch) -> None:

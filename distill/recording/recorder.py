@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -13,9 +12,8 @@ from transformers import AutoConfig
 from distill.data.bad_samples import Tally
 from distill.data.batch import Batch
 from distill.data.collate import Collator
-from distill.data.sample import Sample
 from distill.families import find_family
-from distill.inputs import check_same_inputs
+from distill.inputs import check_teacher
 from distill.interrupt import StopRequest
 from distill.loading import (
     choose_device,
@@ -75,7 +73,14 @@ class Recorder:
             window_tokens=load_window(recipe.student),
             tally=self._tally,
         )
-        self._compare_inputs(recipe.teacher)
+        check_teacher(
+            recipe.teacher,
+            model,
+            self._source.samples(0),
+            collate=self._collate,
+            student_tokenizer=processor.tokenizer,
+            stretch=recipe.data.stretch,
+        )
         self._check_objective(processor)
         self.manifest = self._make_manifest(recipe.teacher, processor, top_k, dtype)
 
@@ -146,13 +151,6 @@ class Recorder:
             shown["top"] = f"{1 - torch.cat(rests).mean().item():.1%}"
         bar.set_postfix(shown, refresh=False)
         bar.update(writer.num_bytes - before)
-
-    def _compare_inputs(self, teacher: TeacherConfig) -> None:
-        samples: Sequence[Sample] = self._source.samples(0)
-        model = self._teacher.model
-        rope_index = find_family(model).rope_index(model)
-        teacher_collate = Collator(load_processor(teacher), rope_index, stretch=self._recipe.data.stretch)
-        check_same_inputs(self._collate(samples), teacher_collate(samples))
 
     def _check_objective(self, processor: Any) -> None:
         """Refuses now what the training would refuse after the recording."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from distill.cli import main
 from distill.config import load_config
@@ -317,6 +318,22 @@ def test_a_recipe_without_a_teacher_is_refused(
     overrides = ["teacher=null", "loss.lambda_kl=0", "loss.lambda_laid=0"]
     assert main(["record", str(recipe_path), str(tmp_path / "recording"), *overrides]) == 1
     assert "teacher: missing, expected a model: there is nothing to record" in capsys.readouterr().err
+
+
+def test_a_teacher_of_another_tokenizer_is_refused_before_the_first_step(
+    recipe_path: Path,
+    tmp_path: Path,
+    model_folders: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One whose samples have the same tokens, but whose logits have one more."""
+    teacher = copy(model_folders["teacher"], tmp_path / "teacher")
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(teacher)
+    assert main(["record", str(recipe_path), str(tmp_path / "recording"), f"teacher.path={teacher}"]) == 1
+    assert "1 tokens differ; '<new>' is unknown for the student" in capsys.readouterr().err
+    assert not (tmp_path / "recording").exists()
 
 
 def test_help_teaches_by_example(capsys: pytest.CaptureFixture[str]) -> None:
