@@ -8,10 +8,10 @@ from pathlib import Path
 
 import uvloop
 
-from server.engine import EngineError
-from server.logs import configure_logs
+from server.engines.engine import EngineError
 from server.serve import EngineOptions, serve
 from server.settings import Settings, check_environment
+from server.telemetry.logs import configure_logs
 
 DESCRIPTION = """\
 Serves a checkpoint, LAid or stock, behind an OpenAI-compatible API: starts vLLM on loopback, waits until it

@@ -5,8 +5,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from server.errors import GatewayError, Reason
-from server.logs import LOGGER
-from server.metrics import Metrics
+from server.telemetry.logs import LOGGER
+from server.telemetry.metrics import Metrics
 
 
 def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:

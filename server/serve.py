@@ -16,8 +16,8 @@ from pydantic import HttpUrl
 
 from server.app import create_app
 from server.checkpoint import read_checkpoint
-from server.engine import Engine, EngineError, read_served_model, start_engine, warm_up
-from server.prompt_counter import PromptCounter
+from server.engines.engine import Engine, EngineError, read_served_model, start_engine, warm_up
+from server.prompt.prompt_counter import PromptCounter
 from server.settings import Settings
 from server.welcome import curl_command, python_snippet, write_request
 

@@ -203,7 +203,7 @@ async def test_health_answers_while_images_are_decoded(
 async def test_logs_are_json_without_prompts(
     start_gateway: Start, chat: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from server.logs import JsonFormatter
+    from server.telemetry.logs import JsonFormatter
 
     gateway = await start_gateway()
     with caplog.at_level("INFO", logger="laid.server"):

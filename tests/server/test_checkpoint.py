@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.checkpoint import CheckpointError, ImageRule, read_checkpoint
-from server.prompt_counter import PromptCounter
+from server.prompt.prompt_counter import PromptCounter
 
 WINDOW = {
     "threshold": 0.6,

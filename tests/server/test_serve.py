@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from server.cli import main
-from server.engine import Engine, EngineError
+from server.engines.engine import Engine, EngineError
 
 
 @contextmanager
@@ -150,7 +150,7 @@ def test_the_engine_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     program = f"""
 import os, time
 from pathlib import Path
-from server.engine import Engine
+from server.engines.engine import Engine
 engine = Engine(["sleep", "600"], dict(os.environ), port=1, log_path=Path({str(tmp_path / "log")!r}))
 print(engine.pid, flush=True)
 time.sleep(600)

@@ -6,12 +6,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from server.chat_template import ChatTemplate, TemplateRefusalError
 from server.checkpoint import Checkpoint, CheckpointError
-from server.conversation import Message, template_messages, walk_joined_texts, walk_texts
 from server.errors import BadRequestError, Reason
-from server.image_tokens import count_image_tokens
-from server.images import ImageSize
+from server.media.images import ImageSize
+from server.prompt.chat_template import ChatTemplate, TemplateRefusalError
+from server.prompt.image_tokens import count_image_tokens
+from server.requests.conversation import Message, template_messages, walk_joined_texts, walk_texts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ class Engine:
     def __init__(self, command: Sequence[str], environment: dict[str, str], *, port: int, log_path: Path) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._log_path = log_path
-        leashed = [sys.executable, "-m", "server.leash", str(os.getpid()), *command]
+        leashed = [sys.executable, "-m", "server.engines.leash", str(os.getpid()), *command]
         with log_path.open("wb") as log:
             # A session of its own: Ctrl-C in the terminal reaches the gateway alone, which then ends the engine.
             self._process = subprocess.Popen(

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from server.conversation import Message, walk_images
 from server.errors import BadRequestError, Reason
-from server.images import ImageError, ImageLimits, ImageSize, decode_data_url, read_header, verify_pixels
-from server.prompt_counter import PromptCounter
+from server.media.images import ImageError, ImageLimits, ImageSize, decode_data_url, read_header, verify_pixels
+from server.prompt.prompt_counter import PromptCounter
+from server.requests.conversation import Message, walk_images
 from server.settings import Settings
 
 

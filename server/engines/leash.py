@@ -1,6 +1,6 @@
 """Starts a program that ends when its parent does, however the parent ends.
 
-    python -m server.leash PARENT_PID program argument...
+    python -m server.engines.leash PARENT_PID program argument...
 
 Linux only; elsewhere the program simply runs, and only an orderly end of the parent ends it.
 """

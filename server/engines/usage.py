@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from server.prompt_counter import PromptCount
+from server.prompt.prompt_counter import PromptCount
 
 
 def complete_usage(usage: dict[str, Any], count: PromptCount) -> None:

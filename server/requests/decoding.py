@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from server.conversation import Message, walk_texts
 from server.errors import BadRequestError, GatewayError, Reason
+from server.requests.conversation import Message, walk_texts
 from server.settings import Settings
 
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from server.images import ImageError, ImageLimits, decode_data_url, read_header, verify_pixels
+from server.media.images import ImageError, ImageLimits, decode_data_url, read_header, verify_pixels
 
 LIMITS = ImageLimits(max_bytes=100_000, max_pixels=1_000_000)
 KINDS = ("PNG", "JPEG", "WEBP", "GIF")

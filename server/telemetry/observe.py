@@ -7,8 +7,8 @@ from collections.abc import Collection
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.logs import LOGGER
-from server.metrics import Metrics
+from server.telemetry.logs import LOGGER
+from server.telemetry.metrics import Metrics
 
 
 class Observe:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import BadRequestError, Reason
-from server.parameters import ALLOWED, REFUSED, Parameters, check_names, read_parameters
+from server.requests.parameters import ALLOWED, REFUSED, Parameters, check_names, read_parameters
 
 
 def test_every_parameter_of_the_engine_is_decided_on() -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from server.chat_template import ChatTemplate, TemplateRefusalError
 from server.checkpoint import CheckpointError
+from server.prompt.chat_template import ChatTemplate, TemplateRefusalError
 
 QWEN = (
     "{% set image_count = namespace(value=0) %}{% for message in messages %}"

@@ -23,6 +23,10 @@ class Upstream:
         self._client = client
         self._settings = settings
 
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._client.aclose()
+
     async def is_ready(self) -> bool:
         """True if the engine answers its health check in time."""
         try:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from rope_gain import wheel_guard
 from server.checkpoint import ImageRule
-from server.image_tokens import count_image_tokens, smart_resize
+from server.prompt.image_tokens import count_image_tokens, smart_resize
 
 RULES = {
     "miniature": ImageRule(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=128 * 128),

@@ -2,84 +2,67 @@
 
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import msgspec
-from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Send
 
-from server.admission import Admitted
-from server.disconnect import run_until_disconnect
+from server.engines.upstream import Upstream, engine_failure, read_answer
+from server.engines.usage import complete_usage
 from server.errors import GatewayError, Reason
-from server.logs import LOGGER
-from server.metrics import Metrics
+from server.requests.admission import Admitted
 from server.settings import Settings
-from server.upstream import Upstream, engine_failure, read_answer
-from server.usage import complete_usage
+from server.telemetry.logs import LOGGER
+from server.telemetry.metrics import Metrics
 
 EVENT_END = b"\n\n"
 DONE = b"data: [DONE]\n\n"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Relay:
-    """What every exchange needs; built once in the app factory."""
+    """One admitted request on its way; nothing of it outlives the answer."""
 
-    settings: Settings
-    upstream: Upstream
-    metrics: Metrics
-
-
-class Exchange(Response):
-    """One admitted request; as a Starlette response it is sent after the handler returned it."""
-
-    def __init__(self, relay: Relay, admitted: Admitted, *, window_headers: dict[str, str], started: float) -> None:
-        """`started` is the `time.perf_counter()` of the request's last byte."""
-        super().__init__()
-        self._relay = relay
+    def __init__(
+        self,
+        admitted: Admitted,
+        *,
+        upstream: Upstream,
+        metrics: Metrics,
+        settings: Settings,
+        headers: dict[str, str],
+        started: float,
+    ) -> None:
+        """`headers` go into the response; `started` is the `time.perf_counter()` of the request's last byte."""
         self._admitted = admitted
-        self._window_headers = window_headers
+        self._upstream = upstream
+        self._metrics = metrics
+        self._settings = settings
+        self._headers = headers
         self._started = started
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves until the answer ends or the client leaves, which cancels the request in the engine.
+    async def carry(self, send: Send, request_id: str) -> None:
+        """Asks the engine and sends its answer; cancelled, it cancels the request in the engine.
 
         Raises:
             GatewayError: only while no byte of the response was sent.
         """
-        has_begun = False
-
-        async def send_noting(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
-
         serve = self._stream if self._admitted.parameters.stream else self._answer
-        try:
-            with self._relay.metrics.requests_in_flight.track_inprogress():
-                await run_until_disconnect(receive, serve(send_noting, scope["state"]["request_id"]))
-        except GatewayError as error:
-            if not has_begun:
-                raise
-            self._relay.metrics.count_error(error.reason)
-        else:
-            self._relay.metrics.request_seconds.observe(time.perf_counter() - self._started)
+        await serve(send, request_id)
 
     async def _answer(self, send: Send, request_id: str) -> None:
-        async with self._relay.upstream.chat(self._admitted.body, request_id) as response:
-            answer = await read_answer(response, self._relay.settings)
+        async with self._upstream.chat(self._admitted.body, request_id) as response:
+            answer = await read_answer(response, self._settings)
         if isinstance(usage := answer.get("usage"), dict):
             self._take_usage(usage)
         body = msgspec.json.encode(answer)
-        headers = self._window_headers | {"content-type": "application/json", "content-length": str(len(body))}
+        headers = self._headers | {"content-type": "application/json", "content-length": str(len(body))}
         await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
         await send({"type": "http.response.body", "body": body})
 
     async def _stream(self, send: Send, request_id: str) -> None:
-        async with self._relay.upstream.chat(self._admitted.body, request_id) as response:
-            headers = self._window_headers | {
+        async with self._upstream.chat(self._admitted.body, request_id) as response:
+            headers = self._headers | {
                 "content-type": "text/event-stream; charset=utf-8",
                 "cache-control": "no-cache",
                 "x-accel-buffering": "no",
@@ -99,7 +82,7 @@ class Exchange(Response):
             async for events in _whole_events(response.aiter_raw()):
                 if first:
                     # The engine's first event comes with its first token.
-                    self._relay.metrics.time_to_first_token_seconds.observe(time.perf_counter() - self._started)
+                    self._metrics.time_to_first_token_seconds.observe(time.perf_counter() - self._started)
                     first = False
                 if events[-1] == DONE:
                     last = events.pop()
@@ -130,7 +113,7 @@ class Exchange(Response):
     def _take_usage(self, usage: dict[str, Any], *, compare: bool = True) -> None:
         counted, engine = self._admitted.count.prompt_tokens, usage.get("prompt_tokens")
         if compare and isinstance(engine, int):
-            self._relay.metrics.observe_usage(counted, engine)
+            self._metrics.observe_usage(counted, engine)
             if counted != engine:
                 LOGGER.warning(
                     "count_difference",
@@ -139,7 +122,7 @@ class Exchange(Response):
         complete_usage(usage, self._admitted.count)
 
     def _error_event(self, error: GatewayError) -> bytes:
-        self._relay.metrics.count_error(error.reason)
+        self._metrics.count_error(error.reason)
         return _event(error.body())
 
 

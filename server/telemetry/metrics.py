@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from server.errors import Reason
-from server.prompt_counter import PromptCount
+from server.prompt.prompt_counter import PromptCount
 
 # The large buckets of a 256k window, and small ones that tell miniature models' prompts apart.
 TOKEN_BUCKETS = (

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from server.checkpoint import read_checkpoint
-from server.conversation import Message
 from server.errors import BadRequestError, Reason
-from server.images import ImageSize
-from server.prompt_counter import PromptCounter
+from server.media.images import ImageSize
+from server.prompt.prompt_counter import PromptCounter
+from server.requests.conversation import Message
 
 TEXTS = (
     "",

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from server.decoding import decode_messages, decode_parameters, split_body
 from server.errors import BadRequestError, GatewayError, Reason
-from server.parameters import Parameters, check_names, read_parameters
-from server.prompt_counter import PromptCount, PromptCounter
-from server.request_images import RequestImage, read_images, verify_images
+from server.media.request_images import RequestImage, read_images, verify_images
+from server.prompt.prompt_counter import PromptCount, PromptCounter
+from server.requests.decoding import decode_messages, decode_parameters, split_body
+from server.requests.parameters import Parameters, check_names, read_parameters
 from server.settings import Settings
 
 

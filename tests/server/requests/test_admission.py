@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from server.admission import Admission, Admitted
 from server.checkpoint import read_checkpoint
 from server.errors import GatewayError, Reason
-from server.prompt_counter import PromptCounter
+from server.prompt.prompt_counter import PromptCounter
+from server.requests.admission import Admission, Admitted
 from server.settings import Settings
 
 Make = Callable[..., Any]

@@ -1,0 +1,63 @@
+"""What every request needs: made once by the app factory, the same for all."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from server.checkpoint import Checkpoint, read_checkpoint
+from server.engines.upstream import Upstream, make_client
+from server.prompt.prompt_counter import PromptCount, PromptCounter
+from server.requests.admission import Admission
+from server.settings import Settings
+from server.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """The objects behind the routes."""
+
+    settings: Settings
+    checkpoint: Checkpoint
+    context_length: int
+    """In tokens."""
+    upstream: Upstream
+    admission: Admission
+    metrics: Metrics
+    threads: ThreadPoolExecutor
+    """For whatever takes longer than the event loop may wait."""
+
+    async def aclose(self) -> None:
+        """Closes connections and threads."""
+        await self.upstream.aclose()
+        self.threads.shutdown()
+
+    def observe_window(self, count: PromptCount) -> dict[str, str]:
+        """Counts a prompt against the windows, and says the same as headers of the answer."""
+        window = self.checkpoint.effective_window
+        use = count.prompt_tokens / self.context_length
+        effective_use = count.prompt_tokens / window.tokens if window is not None and window.tokens > 0 else None
+        self.metrics.observe_prompt(count, use, effective_use)
+        return {
+            "x-laid-prompt-tokens": str(count.prompt_tokens),
+            "x-laid-image-tokens": str(count.total_image_tokens),
+            "x-laid-window-use": f"{use:.3f}",
+            "x-laid-effective-window-use": "unknown" if effective_use is None else f"{effective_use:.3f}",
+        }
+
+
+def make_gateway(settings: Settings) -> Gateway:
+    """Builds everything for one checkpoint and one engine.
+
+    Raises:
+        CheckpointError: the checkpoint's tokens cannot be counted.
+    """
+    checkpoint = read_checkpoint(settings.checkpoint)
+    context_length = settings.context_length or checkpoint.context_length
+    return Gateway(
+        settings=settings,
+        checkpoint=checkpoint,
+        context_length=context_length,
+        upstream=Upstream(settings, make_client(settings)),
+        admission=Admission(settings, PromptCounter(checkpoint), context_length=context_length),
+        metrics=Metrics(settings.model),
+        threads=ThreadPoolExecutor(settings.admission_threads, thread_name_prefix="admission"),
+    )

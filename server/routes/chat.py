@@ -1,0 +1,20 @@
+"""`POST /v1/chat/completions`."""
+
+from fastapi import APIRouter, Request, Response
+
+from server.exchange import Exchange
+from server.gateway import Gateway
+from server.requests.body import read_body
+
+CHAT = "/v1/chat/completions"
+
+
+def chat_routes(gateway: Gateway) -> APIRouter:
+    """The one route."""
+    router = APIRouter()
+
+    @router.post(CHAT, response_class=Response)
+    async def chat(request: Request) -> Response:
+        return Exchange(gateway, await read_body(request, gateway.settings))
+
+    return router

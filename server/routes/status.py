@@ -1,0 +1,29 @@
+"""`GET /health`, `/ready` and `/metrics`."""
+
+from fastapi import APIRouter, Response
+
+from server.errors import EngineUnavailableError
+from server.gateway import Gateway
+
+HEALTH, READY, METRICS = "/health", "/ready", "/metrics"
+
+
+def status_routes(gateway: Gateway) -> APIRouter:
+    """Whether the gateway lives, whether it can serve, and what it counted."""
+    router = APIRouter()
+
+    @router.get(HEALTH)
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get(READY)
+    async def ready() -> dict[str, str]:
+        if not await gateway.upstream.is_ready():
+            raise EngineUnavailableError(gateway.settings.retry_after_seconds)
+        return {"status": "ready"}
+
+    @router.get(METRICS, response_class=Response)
+    async def exposition() -> Response:
+        return Response(gateway.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return router
