@@ -7,13 +7,13 @@ from pathlib import Path
 
 from distill.comparison.command import write_comparison
 from distill.reproduction.arms import ARMS
-from distill.reproduction.run import Reproduction, Scale, run_all
+from distill.reproduction.run import Reproduction, Scale, measure_spectra, run_all
 
 _DESCRIPTION = """\
 Trains LAid, its rivals and LAid without each of its parts, all from the same base student with the same budget of
 steps and the same data of 2 to 20 images, several seeds each; measures them all on items that nothing was tuned on;
 and writes the paper's table: accuracy from 1 to 150 images, effective windows, window factors, gains at short and at
-long context, all with 95 % intervals."""
+long context, all with 95 % intervals. Then the attention of each against distance (`distill spectrum`), first seed."""
 
 _EXAMPLES = """examples:
   distill reproduce                              all of it, hours on two CPU cores, into runs/reproduce
@@ -24,8 +24,8 @@ _EXAMPLES = """examples:
 A model whose report is there is neither trained nor measured again: delete its folder to have it anew.
 """
 
-FULL = Scale(seeds=(1, 2, 3), sizes=(1, 5, 10, 20, 50, 100, 150), items=200)
-QUICK = Scale(seeds=(1,), settings=("train.steps=250",), sizes=(1, 5, 20, 50, 100), items=50)
+FULL = Scale(seeds=(1, 2, 3), sizes=(1, 5, 10, 20, 50, 100, 150), items=200, spectrum_sizes=(20, 100))
+QUICK = Scale(seeds=(1,), settings=("train.steps=250",), sizes=(1, 5, 20, 50, 100), items=50, spectrum_sizes=(20,))
 QUICK_ARMS = ("base", "sft", "laid")
 
 
@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     reproduction = Reproduction(folder=arguments.out, scale=QUICK if arguments.quick else FULL)
     try:
         rows = run_all(reproduction, arms)
+        measure_spectra(reproduction, arms)
     except subprocess.CalledProcessError as error:
         print("distill: stopped; the same command goes on from here", file=sys.stderr)
         return int(error.returncode)

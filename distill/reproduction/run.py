@@ -38,6 +38,8 @@ class Scale:
     sizes: tuple[int, ...]
     items: int
     """At each size."""
+    spectrum_sizes: tuple[int, ...]
+    """In images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +62,10 @@ class Reproduction:
         report = self.report(arm, seed)
         if (report / "report.json").exists():
             return
-        checkpoint = self._make(arm, seed)
+        self._make(arm, seed)
         options = ["--self-extend", *SELF_EXTEND] if arm.self_extend else []
         _distill(
-            *("evaluate", checkpoint, "--out", report, "--no-write", "--resume", *options),
+            *("evaluate", self.checkpoint(arm, seed), "--out", report, "--no-write", "--resume", *options),
             *("--items", self.scale.items, "--seed", ITEM_SEED, "--sizes", *self.scale.sizes),
         )
 
@@ -71,20 +73,25 @@ class Reproduction:
         folder = self.folder / arm.name
         return folder / f"seed-{seed}" if arm.is_trained else folder
 
-    def _make(self, arm: Arm, seed: int) -> Path:
+    def checkpoint(self, arm: Arm, seed: int) -> Path:
+        """What is measured, once it is made."""
         folder = self._arm_folder(arm, seed)
         if arm.start != "trained":
-            source = checkpoint_path(arm.start)
-            return _with_yarn(source, folder / "checkpoint") if arm.yarn else source
-        student, folded = folder / "student", folder / "folded"
-        if not student.exists():
-            overrides = (f"output={folder}", f"train.seed={seed}", *self.scale.settings, *arm.overrides)
-            _distill("train", RECIPE, *overrides, "--resume")
-        if not arm.is_folded:
-            return student
-        if not folded.exists():
-            _distill("fold", student, folded)
-        return folded
+            return folder / "checkpoint" if arm.yarn else checkpoint_path(arm.start)
+        return folder / ("folded" if arm.is_folded else "student")
+
+    def _make(self, arm: Arm, seed: int) -> None:
+        checkpoint = self.checkpoint(arm, seed)
+        if checkpoint.exists():
+            return
+        if arm.start != "trained":
+            _make_yarn(checkpoint_path(arm.start), checkpoint)
+            return
+        folder = checkpoint.parent
+        overrides = (f"output={folder}", f"train.seed={seed}", *self.scale.settings, *arm.overrides)
+        _distill("train", RECIPE, *overrides, "--resume")
+        if arm.is_folded:
+            _distill("fold", folder / "student", checkpoint)
 
 
 def run_all(reproduction: Reproduction, arms: Sequence[Arm]) -> list[str]:
@@ -101,23 +108,36 @@ def run_all(reproduction: Reproduction, arms: Sequence[Arm]) -> list[str]:
     ]
 
 
+def measure_spectra(reproduction: Reproduction, arms: Sequence[Arm]) -> None:
+    """Attention against distance in every arm's model of the first seed, all in one table and one figure.
+
+    Raises:
+        subprocess.CalledProcessError: as of `Reproduction.run`.
+    """
+    scale = reproduction.scale
+    out = reproduction.folder / "spectra"
+    if (out / "spectrum.json").exists():
+        return
+    # SelfExtend is a way to run the base, not a checkpoint.
+    models = [f"{arm.title}={reproduction.checkpoint(arm, scale.seeds[0])}" for arm in arms if not arm.self_extend]
+    _distill("spectrum", *models, "--images", *scale.spectrum_sizes, "--seed", ITEM_SEED, "--out", out)
+
+
 def _distill(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "distill", *map(str, arguments)], check=True)
 
 
-def _with_yarn(source: Path, folder: Path) -> Path:
+def _make_yarn(source: Path, folder: Path) -> None:
     """A copy of the checkpoint that rotates by YaRN (Peng et al., arXiv 2309.00071), by transformers' own means."""
-    if not folder.exists():
-        partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(source, partial)
-        path = partial / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["text_config"]["rope_parameters"] |= {
-            "rope_type": "yarn",
-            "factor": YARN_FACTOR,
-            "original_max_position_embeddings": YARN_POSITIONS,
-        }
-        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
-        partial.rename(folder)
-    return folder
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    path = partial / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["text_config"]["rope_parameters"] |= {
+        "rope_type": "yarn",
+        "factor": YARN_FACTOR,
+        "original_max_position_embeddings": YARN_POSITIONS,
+    }
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    partial.rename(folder)

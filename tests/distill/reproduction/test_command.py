@@ -19,7 +19,8 @@ def rows(folder: Path) -> dict[str, Any]:
 def test_it_makes_measures_and_compares_and_does_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "QUICK", Scale(seeds=(1,), settings=("train.steps=2",), sizes=(1, 2), items=2))
+    scale = Scale(seeds=(1,), settings=("train.steps=2",), sizes=(1, 2), items=2, spectrum_sizes=(8,))
+    monkeypatch.setattr(command, "QUICK", scale)
     arguments = ["reproduce", "--quick", "--only", "yarn", "static", "--out", str(tmp_path)]
 
     assert main(arguments) == 0
@@ -28,6 +29,8 @@ def test_it_makes_measures_and_compares_and_does_nothing_twice(
     assert (tmp_path / "static" / "seed-1" / "folded" / "model.safetensors").exists()
     yarn = json.loads((tmp_path / "yarn" / "checkpoint" / "config.json").read_text())["text_config"]
     assert yarn["rope_parameters"]["rope_type"] == "yarn"
+    spectra = json.loads((tmp_path / "spectra" / "spectrum.json").read_text())
+    assert list(spectra["checkpoints"]) == ["base", "base with YaRN", "LAid, static gain, folded"]
     capfd.readouterr()
     assert main(arguments) == 0
     assert "evaluate:" not in capfd.readouterr().err
