@@ -48,6 +48,7 @@ check: install
 	.venv/bin/mypy
 
 test: check
+	@tests/install_programs.sh
 	$(PY) -m pytest
 
 test-vllm:
