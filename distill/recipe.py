@@ -154,7 +154,7 @@ class SizeRange:
 
 @dataclass(frozen=True, kw_only=True)
 class MiniatureData:
-    """Haystacks of coloured shapes, endless and never repeated."""
+    """Haystacks of coloured shapes."""
 
     sizes: tuple[SizeRange, ...]
     """One size is drawn per step, so that a step's samples are equally long."""
@@ -162,10 +162,14 @@ class MiniatureData:
     """Share of open questions; the others are yes or no."""
     renderings: int = 8
     """How often each pair of objects is drawn; haystacks are made of these images, as of a photo collection."""
+    distinct_per_size: int | None = None
+    """How many different samples there are of each number of images, met again and again; without it, endless."""
 
     def __post_init__(self) -> None:
         check_not_empty("sizes", self.sizes)
         check_at_least("renderings", self.renderings, 1)
+        if self.distinct_per_size is not None:
+            check_at_least("distinct_per_size", self.distinct_per_size, 1)
         if not 0 <= self.open_share <= 1:
             raise ValueError(f"open_share: {self.open_share}, expected a share from 0 to 1")
 

@@ -53,6 +53,9 @@ class MiniatureSource:
         return rng.randint(chosen.least, chosen.most)
 
     def _sample(self, rng: random.Random, num_images: int, name: str) -> Sample:
+        if self._miniature.distinct_per_size is not None:
+            number = rng.randrange(self._miniature.distinct_per_size)
+            rng = random.Random(f"miniature/{self._seed}/{num_images} images/{number}")
         kind: Kind = "open" if rng.random() < self._miniature.open_share else "yes_no"
         haystack = make_haystack(rng, num_images, kind)
         parts = [{"type": "image", "image": self._rendering(rng, names)} for names in haystack.contents]

@@ -3,6 +3,8 @@
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from distill.comparison.command import write_comparison
@@ -18,8 +20,9 @@ long context, all with 95 % intervals. Then the attention of each against distan
 _EXAMPLES = """examples:
   distill reproduce                              all of it, hours on two CPU cores, into runs/reproduce
   distill reproduce                              again: goes on where it was stopped
-  distill reproduce --quick --out runs/quick     one seed, three arms, fewer steps and items: minutes
+  distill reproduce --quick                      one seed, three arms, fewer steps and items: minutes
   distill reproduce --only sft laid              some rows
+  distill reproduce --scarce                     the same with 27 different samples of each size, met again and again
 
 A model whose report is there is neither trained nor measured again: delete its folder to have it anew.
 """
@@ -27,6 +30,10 @@ A model whose report is there is neither trained nor measured again: delete its 
 FULL = Scale(seeds=(1, 2, 3), sizes=(1, 5, 10, 20, 50, 100, 150), items=200, spectrum_sizes=(20, 100))
 QUICK = Scale(seeds=(1,), settings=("train.steps=250",), sizes=(1, 5, 20, 50, 100), items=50, spectrum_sizes=(20,))
 QUICK_ARMS = ("base", "sft", "laid")
+
+SCARCE = replace(FULL, settings=("data.miniature.distinct_per_size=27",))
+"""513 different samples of 2 to 20 images, where the paper has 5,000 and ten epochs of them."""
+SCARCE_ARMS = ("base", "sft", "sft-stretch", "logits", "logits-stretch", "papers-layers", "no-matching", "laid")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -39,9 +46,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/reproduce"), metavar="FOLDER", help="(default: %(default)s)"
+        "--out", type=Path, metavar="FOLDER", help="(default: runs/reproduce, with -quick or -scarce at its end)"
     )
-    parser.add_argument("--quick", action="store_true", help="a short form, to see that it works")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="a short form, to see that it works")
+    size.add_argument("--scarce", action="store_true", help="few different samples, as in the paper, and fewer rows")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="names of rows; the base is always among them")
     parser.set_defaults(run=run)
 
@@ -53,17 +62,25 @@ def run(arguments: argparse.Namespace) -> int:
         ValueError: an arm that does not exist.
     """
     names = [arm.name for arm in ARMS]
-    wanted = arguments.only or (QUICK_ARMS if arguments.quick else names)
+    suffix, scale, chosen = _experiment(arguments, names)
+    wanted = arguments.only or chosen
     for name in wanted:
         if name not in names:
             raise ValueError(f"--only: {name!r}, expected one of {', '.join(names)}")
     arms = [arm for arm in ARMS if arm.name in {*wanted, "base"}]
-    reproduction = Reproduction(folder=arguments.out, scale=QUICK if arguments.quick else FULL)
+    out = arguments.out or Path(f"runs/reproduce{suffix}")
+    reproduction = Reproduction(folder=out, scale=scale)
     try:
         rows = run_all(reproduction, arms)
         measure_spectra(reproduction, arms)
     except subprocess.CalledProcessError as error:
         print("distill: stopped; the same command goes on from here", file=sys.stderr)
         return int(error.returncode)
-    write_comparison(rows, base="base", out=arguments.out / "comparison")
+    write_comparison(rows, base="base", out=out / "comparison")
     return 0
+
+
+def _experiment(arguments: argparse.Namespace, names: Sequence[str]) -> tuple[str, Scale, Sequence[str]]:
+    if arguments.quick:
+        return "-quick", QUICK, QUICK_ARMS
+    return ("-scarce", SCARCE, SCARCE_ARMS) if arguments.scarce else ("", FULL, names)

@@ -1,15 +1,22 @@
 from typing import Any
 
+import pytest
+
 from distill.data.miniature import MiniatureSource
 from distill.data.sample import Sample
 from distill.recipe import DataConfig, MiniatureData, SizeRange
 
 
 def make_source(
-    *, open_share: float = 0.5, seed: int = 0, tokens_per_step: int = 100, **settings: Any
+    *,
+    open_share: float = 0.5,
+    seed: int = 0,
+    tokens_per_step: int = 100,
+    distinct_per_size: int | None = None,
+    **settings: Any,
 ) -> MiniatureSource:
     sizes = (SizeRange(least=1, most=2, weight=1.0), SizeRange(least=9, most=10, weight=3.0))
-    miniature = MiniatureData(sizes=sizes, open_share=open_share, renderings=2)
+    miniature = MiniatureData(sizes=sizes, open_share=open_share, renderings=2, distinct_per_size=distinct_per_size)
     config = DataConfig(tokens_per_step=tokens_per_step, miniature=miniature, **settings)
     return MiniatureSource(config, miniature, seed=seed, count_tokens=lambda sample: 6 * len(sample.images))
 
@@ -66,3 +73,13 @@ def test_the_share_of_open_questions() -> None:
     for open_share, expected in ((0.0, {"yes", "no"}), (1.0, set())):
         samples = make_source(tokens_per_step=300, open_share=open_share).samples(0)
         assert {sample.answer for sample in samples} & {"yes", "no"} == expected
+
+
+@pytest.mark.parametrize("mix_lengths", [False, True])
+def test_distinct_samples_come_back(mix_lengths: bool) -> None:
+    source = make_source(distinct_per_size=3, mix_lengths=mix_lengths)
+    seen: dict[int, set[Any]] = {}
+    for step in range(60):
+        for question, answer, images in content(source.samples(step)):
+            seen.setdefault(len(images), set()).add((question, answer, *images))
+    assert {size: len(samples) for size, samples in seen.items()} == {1: 3, 2: 3, 9: 3, 10: 3}
