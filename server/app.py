@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Request
 
 from server.error_handlers import add_error_handlers
 from server.gateway import make_gateway
@@ -12,6 +12,7 @@ from server.routes.models import MODELS, model_routes
 from server.routes.status import HEALTH, METRICS, READY, status_routes
 from server.settings import Settings
 from server.telemetry.observe import Observe
+from server.traffic.caller import ANONYMOUS
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -30,6 +31,11 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="LAid gateway", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(Observe, metrics=gateway.metrics, routes=(CHAT, MODELS, HEALTH, READY, METRICS))
     add_error_handlers(app, gateway.metrics)
-    for make_routes in (chat_routes, model_routes, status_routes):
-        app.include_router(make_routes(gateway))
+
+    async def identify(request: Request) -> None:
+        request.state.caller = ANONYMOUS
+
+    for make_routes in (chat_routes, model_routes):
+        app.include_router(make_routes(gateway), dependencies=[Depends(identify)])
+    app.include_router(status_routes(gateway))
     return app

@@ -11,14 +11,16 @@ from server.errors import GatewayError
 from server.gateway import Gateway
 from server.requests.admission import Admitted
 from server.requests.disconnect import run_until_disconnect
+from server.traffic.caller import Caller
 
 
 class Exchange(Response):
     """A request whose body was read; as a Starlette response it is sent after the handler returned it."""
 
-    def __init__(self, gateway: Gateway, body: bytes) -> None:
+    def __init__(self, gateway: Gateway, caller: Caller, body: bytes) -> None:
         super().__init__()
         self._gateway = gateway
+        self._caller = caller
         self._body = body
         self._started = time.perf_counter()
 
