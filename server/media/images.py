@@ -6,11 +6,9 @@ from dataclasses import dataclass
 import pybase64
 from PIL import Image
 
+from server.media.source import ImageError
+
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-
-
-class ImageError(ValueError):
-    """An image that cannot be used; the message is for the client and never quotes the image's data."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from server.errors import BadRequestError, Reason
-from server.media.images import ImageError, ImageLimits, ImageSize, decode_data_url, read_header, verify_pixels
+from server.media.images import ImageLimits, ImageSize, decode_data_url, read_header, verify_pixels
+from server.media.source import ImageError
 from server.prompt.prompt_counter import PromptCounter
 from server.requests.conversation import Message, walk_images
 from server.settings import Settings
