@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -9,19 +11,23 @@ from starlette.types import Message, Receive, Scope, Send
 from server.engines.relay import Relay
 from server.errors import GatewayError
 from server.gateway import Gateway
-from server.requests.admission import Admitted
+from server.requests.admission import Admitted, Parse
 from server.requests.disconnect import run_until_disconnect
 from server.traffic.caller import Caller
+
+T = TypeVar("T")
 
 
 class Exchange(Response):
     """A request whose body was read; as a Starlette response it is sent after the handler returned it."""
 
-    def __init__(self, gateway: Gateway, caller: Caller, body: bytes) -> None:
+    def __init__(self, gateway: Gateway, caller: Caller, body: bytes, parse: Parse) -> None:
+        """`parse` is the route's own way to take its body apart."""
         super().__init__()
         self._gateway = gateway
         self._caller = caller
         self._body = body
+        self._parse = parse
         self._started = time.perf_counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,8 +69,10 @@ class Exchange(Response):
     async def _admit(self) -> Admitted:
         gateway = self._gateway
         started = time.perf_counter()
-        admitted = await asyncio.get_running_loop().run_in_executor(
-            gateway.threads, gateway.admission.admit, self._body
-        )
+        draft = await self._in_thread(gateway.admission.parse, self._body, self._parse)
+        admitted = await self._in_thread(gateway.admission.check, draft)
         gateway.metrics.admission_seconds.observe(time.perf_counter() - started)
         return admitted
+
+    async def _in_thread(self, step: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._gateway.threads, step, *arguments)

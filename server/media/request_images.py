@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+import msgspec
+
 from server.errors import BadRequestError, Reason
 from server.media.images import ImageLimits, ImageSize, decode_data_url, read_header, verify_pixels
 from server.media.source import ImageError
 from server.prompt.prompt_counter import PromptCounter
-from server.requests.conversation import Message, walk_images
+from server.requests.conversation import Conversation
 from server.settings import Settings
 
 
@@ -20,13 +22,13 @@ class RequestImage:
     size: ImageSize
 
 
-def read_images(messages: list[Message], counter: PromptCounter, settings: Settings) -> list[RequestImage]:
+def read_images(conversation: Conversation, counter: PromptCounter, settings: Settings) -> list[RequestImage]:
     """Every image in the order of the prompt; none is decoded.
 
     Raises:
         BadRequestError: too many images, or all that cannot be used.
     """
-    urls = list(walk_images(messages))
+    urls = [(source.path, msgspec.json.decode(source.part.image_url.url, type=str)) for source in conversation.images()]
     if len(urls) > settings.max_images:
         raise BadRequestError(
             Reason.TOO_MANY_IMAGES,

@@ -11,7 +11,7 @@ from server.errors import BadRequestError, Reason
 from server.media.images import ImageSize
 from server.prompt.chat_template import ChatTemplate, TemplateRefusalError
 from server.prompt.image_tokens import count_image_tokens
-from server.requests.conversation import Message, template_messages, walk_joined_texts, walk_texts
+from server.requests.conversation import Conversation, template_messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +64,14 @@ class PromptCounter:
         """
         return count_image_tokens(size.height, size.width, self._rule)
 
-    def check_reserved(self, messages: list[Message]) -> None:
+    def check_reserved(self, conversation: Conversation) -> None:
         """Refuses the model's control tokens typed as text, which would forge images or turns.
 
         Raises:
             BadRequestError: names the path and the token.
         """
         normalizer = self._tokenizer.normalizer
-        for path, text in chain(walk_texts(messages), walk_joined_texts(messages)):
+        for path, text in chain(conversation.texts(), conversation.joined_texts()):
             normal = text if normalizer is None or text.isascii() else normalizer.normalize_str(text)
             for token in self._reserved:
                 if token in text or token in normal:
@@ -81,25 +81,25 @@ class PromptCounter:
                         param=path,
                     )
 
-    def count(self, messages: list[Message], sizes: list[ImageSize], **variables: Any) -> PromptCount:
+    def count(self, conversation: Conversation, sizes: list[ImageSize], **variables: Any) -> PromptCount:
         """Counts the whole prompt.
 
         Args:
-            messages: checked by `check_reserved`.
+            conversation: checked by `check_reserved`.
             sizes: every image's size, in the order of the prompt.
             variables: further variables of the chat template.
 
         Raises:
             BadRequestError: the chat template refuses the conversation, or does not show every image to the model.
         """
-        rendered = template_messages(messages, knows_developer=self._template.knows_developer)
+        rendered = template_messages(conversation.messages, knows_developer=self._template.knows_developer)
         try:
             text = self._template.render(rendered, **variables)
         except TemplateRefusalError as error:
             raise BadRequestError(
                 Reason.INVALID_REQUEST,
                 f"The model's chat template refuses these messages: {error}",
-                param="messages",
+                param=conversation.name,
             ) from None
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         places = [place for place, token in enumerate(ids) if token == self._image_id]
@@ -108,7 +108,7 @@ class PromptCounter:
                 Reason.INVALID_REQUEST,
                 f"The model's chat template shows {len(places)} of {len(sizes)} images to the model; "
                 "move the images to messages of the user.",
-                param="messages",
+                param=conversation.name,
             )
         tokens = tuple(self.image_tokens(size) for size in sizes)
         starts = []

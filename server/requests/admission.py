@@ -1,14 +1,19 @@
 """Decides on a request before the engine sees it: parses, checks, counts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from server.errors import BadRequestError, GatewayError, Reason
+from server.errors import BadRequestError, Reason
 from server.media.request_images import RequestImage, read_images, verify_images
 from server.prompt.prompt_counter import PromptCount, PromptCounter
-from server.requests.decoding import decode_messages, decode_parameters, split_body
-from server.requests.parameters import Parameters, check_names, read_parameters
+from server.requests.draft import Draft
+from server.requests.engine_body import engine_body
+from server.requests.parameters import Parameters
 from server.settings import Settings
+
+Parse = Callable[[bytes, Settings], Draft]
+"""How one route's body becomes a draft; raises GatewayError for the first thing wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,54 +23,49 @@ class Admitted:
     parameters: Parameters
     count: PromptCount
     body: bytes
-    """What the engine gets: the client's own bytes wherever nothing had to change."""
+    """What the engine gets."""
 
 
 class Admission:
-    """Every check of a chat request; blocking, so called in a worker thread."""
+    """Every check of a request, in two steps; both block, so long bodies are for a worker thread."""
 
     def __init__(self, settings: Settings, counter: PromptCounter, *, context_length: int) -> None:
         self._settings = settings
         self._counter = counter
         self._context_length = context_length
 
-    def admit(self, body: bytes) -> Admitted:
-        """Checks a body, cheapest first: names, shape, text, image headers, length, and the images' data last.
+    def parse(self, body: bytes, parse: Parse) -> Draft:
+        """Names, shape and text; of images nothing but their places.
+
+        Raises:
+            GatewayError: the first thing wrong.
+        """
+        draft = parse(body, self._settings)
+        self._counter.check_reserved(draft.conversation)
+        return draft
+
+    def check(self, draft: Draft) -> Admitted:
+        """Image headers, length, and the images' data last.
 
         Raises:
             GatewayError: the first thing wrong; of images all that are wrong.
         """
-        raw = split_body(body)
-        check_names(set(raw))
-        parameters = read_parameters(decode_parameters(raw, self._settings), max_choices=self._settings.max_choices)
-        self._check_model(parameters.model)
-        messages = decode_messages(raw.get("messages"), self._settings)
-        self._counter.check_reserved(messages)
-        images = read_images(messages, self._counter, self._settings)
+        images = read_images(draft.conversation, self._counter, self._settings)
         sizes = [image.size for image in images]
-        count = self._counter.count(messages, sizes, **_template_variables(parameters))
-        self._check_length(count, images, parameters)
+        count = self._counter.count(draft.conversation, sizes, **_template_variables(draft.parameters))
+        self._check_length(count, images, draft)
         verify_images(images)
-        return Admitted(parameters=parameters, count=count, body=_with_usage(body, parameters))
+        return Admitted(parameters=draft.parameters, count=count, body=engine_body(draft))
 
-    def _check_model(self, model: str) -> None:
-        if model != self._settings.model:
-            raise GatewayError(
-                404,
-                Reason.MODEL_NOT_FOUND,
-                f"The model {model[:128]!r} does not exist; this server has {self._settings.model!r}.",
-                param="model",
-            )
-
-    def _check_length(self, count: PromptCount, images: list[RequestImage], parameters: Parameters) -> None:
-        limit = self._context_length
+    def _check_length(self, count: PromptCount, images: list[RequestImage], draft: Draft) -> None:
+        limit, parameters = self._context_length, draft.parameters
         if count.prompt_tokens >= limit:
             raise BadRequestError(
                 Reason.CONTEXT_LENGTH_EXCEEDED,
                 f"This model's maximum context length is {limit} tokens. The prompt takes {count.prompt_tokens} "
                 f"tokens, {count.total_image_tokens} of them for {len(images)} images, and at least 1 must be left "
                 f"for the answer: {count.prompt_tokens + 1 - limit} too many. {_first_unfit(count, images, limit)}",
-                param="messages",
+                param=draft.conversation.name,
             )
         asked = parameters.max_tokens
         if asked is not None and count.prompt_tokens + asked > limit:
@@ -92,13 +92,3 @@ def _template_variables(parameters: Parameters) -> dict[str, Any]:
     if effort is None:
         return {}
     return {"reasoning_effort": effort, "enable_thinking": effort != "none"}
-
-
-def _with_usage(body: bytes, parameters: Parameters) -> bytes:
-    """Asks the engine for usage at a stream's end even where the client did not: every count is checked by it.
-
-    The last of two equal keys counts in JSON as the engine reads it, so nothing is parsed or copied twice.
-    """
-    if not parameters.stream or parameters.include_usage:
-        return body
-    return body.rstrip()[:-1] + b',"stream_options":{"include_usage":true}}'

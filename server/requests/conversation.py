@@ -1,6 +1,7 @@
 """A request's messages: their shape, and the form in which the engine hands them to the chat template."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -9,10 +10,11 @@ import msgspec
 BILLING_HEADER = "x-anthropic-billing-header"
 
 
-class ImageUrl(msgspec.Struct, forbid_unknown_fields=True):
+class ImageUrl(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """The `image_url` object of a content part."""
 
-    url: str
+    url: msgspec.Raw
+    """A string, still as JSON: a slice of the request's body, so that images are not copied."""
     detail: Literal["auto", "high"] = "auto"
 
 
@@ -28,7 +30,7 @@ class ImagePart(msgspec.Struct, tag_field="type", tag="image_url", forbid_unknow
     image_url: ImageUrl
 
 
-class Message(msgspec.Struct, forbid_unknown_fields=True):
+class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One message; the fields after `name` are what a client replays from an answer, most of them null."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -49,33 +51,55 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
         return [TextPart(text=self.content)] if isinstance(self.content, str) else self.content
 
 
-def walk_images(messages: list[Message]) -> Iterator[tuple[str, str]]:
-    """Path and URL of every image, in the order of the prompt."""
-    for i, message in enumerate(messages):
-        for j, part in enumerate(message.parts()):
-            if isinstance(part, ImagePart):
-                yield f"messages[{i}].content[{j}].image_url", part.image_url.url
+@dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """Where one image of a request comes from."""
+
+    path: str
+    """`messages[0].content[17].image_url`"""
+    part: ImagePart
 
 
-def walk_texts(messages: list[Message]) -> Iterator[tuple[str, str]]:
-    """Path and text of every string that the chat template may put into the prompt, each once."""
-    for i, message in enumerate(messages):
-        if isinstance(message.content, str):
-            yield f"messages[{i}].content", message.content
-        else:
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """A request's messages, and where the client wrote each of them."""
+
+    messages: list[Message]
+    name: str
+    """The parameter that holds them."""
+    places: tuple[str, ...] = ()
+    """Where each message is in the request; `messages[0]`, `messages[1]` and so on unless given."""
+
+    def walk(self) -> Iterator[tuple[str, Message]]:
+        """Place and message, in order."""
+        places = self.places or (f"{self.name}[{i}]" for i in range(len(self.messages)))
+        return zip(places, self.messages, strict=True)
+
+    def images(self) -> Iterator[ImageSource]:
+        """Every image, in the order of the prompt."""
+        for place, message in self.walk():
             for j, part in enumerate(message.parts()):
-                if isinstance(part, TextPart):
-                    yield f"messages[{i}].content[{j}].text", part.text
-        for field in ("name", "reasoning", "reasoning_content"):
-            text = getattr(message, field)
-            if text is not None:
-                yield f"messages[{i}].{field}", text
+                if isinstance(part, ImagePart):
+                    yield ImageSource(path=f"{place}.content[{j}].image_url", part=part)
 
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Path and text of every string that the chat template may put into the prompt, each once."""
+        for place, message in self.walk():
+            if isinstance(message.content, str):
+                yield f"{place}.content", message.content
+            else:
+                for j, part in enumerate(message.parts()):
+                    if isinstance(part, TextPart):
+                        yield f"{place}.content[{j}].text", part.text
+            for field in ("name", "reasoning", "reasoning_content"):
+                text = getattr(message, field)
+                if text is not None:
+                    yield f"{place}.{field}", text
 
-def walk_joined_texts(messages: list[Message]) -> Iterator[tuple[str, str]]:
-    """Path and joined texts of every message: templates put nothing between parts, so the model sees one text."""
-    for i, message in enumerate(messages):
-        yield f"messages[{i}].content", "".join(part.text for part in message.parts() if isinstance(part, TextPart))
+    def joined_texts(self) -> Iterator[tuple[str, str]]:
+        """Path and joined texts of every message: templates put nothing between parts, so the model sees one text."""
+        for place, message in self.walk():
+            yield f"{place}.content", "".join(part.text for part in message.parts() if isinstance(part, TextPart))
 
 
 def template_messages(messages: list[Message], *, knows_developer: bool) -> list[dict[str, Any]]:

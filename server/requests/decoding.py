@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from server.errors import BadRequestError, GatewayError, Reason
-from server.requests.conversation import Message, walk_texts
+from server.requests.conversation import Conversation, Message
 from server.settings import Settings
 
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -53,16 +53,16 @@ def decode_parameters(raw: Mapping[str, msgspec.Raw], settings: Settings) -> dic
     return values
 
 
-def decode_messages(raw: msgspec.Raw | None, settings: Settings) -> list[Message]:
+def decode_messages(raw: msgspec.Raw | None) -> list[Message]:
     """The messages, in the only shape that is served.
 
     Raises:
-        BadRequestError: missing, malformed, misshapen or too many; names the path.
+        BadRequestError: missing, malformed or misshapen; names the path.
     """
     if raw is None:
         raise BadRequestError(Reason.INVALID_REQUEST, "Parameter 'messages' is missing.", param="messages")
     try:
-        messages = msgspec.json.decode(raw, type=list[Message])
+        return msgspec.json.decode(raw, type=list[Message])
     except msgspec.ValidationError as error:
         # msgspec says: Expected `str`, got `int` - at `$[0].role`
         what, _, where = str(error).partition(" - at `$")
@@ -70,13 +70,17 @@ def decode_messages(raw: msgspec.Raw | None, settings: Settings) -> list[Message
         raise BadRequestError(Reason.INVALID_REQUEST, f"{path}: {what}.", param=path) from None
     except MALFORMED as error:
         raise BadRequestError(Reason.INVALID_JSON, f"messages: {_trouble(error)}", param="messages") from None
-    _check_amounts(messages, settings)
-    return messages
 
 
-def _check_amounts(messages: list[Message], settings: Settings) -> None:
+def check_amounts(conversation: Conversation, settings: Settings) -> None:
+    """Holds a conversation against the limits on its parts, and images against the shape of their URLs.
+
+    Raises:
+        BadRequestError: names what there is too much of, or the path.
+    """
+    messages = conversation.messages
     num_parts = sum(len(message.parts()) for message in messages)
-    num_characters = sum(len(text) for _, text in walk_texts(messages))
+    num_characters = sum(len(text) for _, text in conversation.texts())
     for name, value, low, high in (
         ("messages", len(messages), 1, settings.max_messages),
         ("content parts", num_parts, 0, settings.max_parts),
@@ -84,8 +88,12 @@ def _check_amounts(messages: list[Message], settings: Settings) -> None:
     ):
         if not low <= value <= high:
             raise BadRequestError(
-                Reason.INVALID_REQUEST, f"{value} {name}, expected {low} to {high}.", param="messages"
+                Reason.INVALID_REQUEST, f"{value} {name}, expected {low} to {high}.", param=conversation.name
             )
+    for source in conversation.images():
+        if memoryview(source.part.image_url.url)[0] != ord('"'):
+            path = f"{source.path}.url"
+            raise BadRequestError(Reason.INVALID_REQUEST, f"{path}: Expected `str`.", param=path)
 
 
 def _trouble(error: Exception) -> str:

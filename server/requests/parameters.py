@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from server.errors import BadRequestError, Reason
+from server.errors import BadRequestError, GatewayError, Reason
 
 T = TypeVar("T")
 
@@ -144,6 +144,21 @@ def read_parameters(values: dict[str, Any], *, max_choices: int) -> Parameters:
         max_tokens_name="max_tokens" if completion_tokens is None else "max_completion_tokens",
         reasoning_effort=_typed(values, "reasoning_effort", str),
     )
+
+
+def check_model(parameters: Parameters, served: str) -> None:
+    """Refuses every model but the one that is served.
+
+    Raises:
+        GatewayError: 404.
+    """
+    if parameters.model != served:
+        raise GatewayError(
+            404,
+            Reason.MODEL_NOT_FOUND,
+            f"The model {parameters.model[:128]!r} does not exist; this server has {served!r}.",
+            param="model",
+        )
 
 
 def _typed(values: dict[str, Any], name: str, kind: type[T]) -> T | None:

@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request, Response
 from server.exchange import Exchange
 from server.gateway import Gateway
 from server.requests.body import read_body
+from server.requests.chat import parse_chat
 from server.traffic.caller import caller_of
 
 CHAT = "/v1/chat/completions"
@@ -16,6 +17,6 @@ def chat_routes(gateway: Gateway) -> APIRouter:
 
     @router.post(CHAT, response_class=Response)
     async def chat(request: Request) -> Response:
-        return Exchange(gateway, caller_of(request), await read_body(request, gateway.settings))
+        return Exchange(gateway, caller_of(request), await read_body(request, gateway.settings), parse_chat)
 
     return router

@@ -12,7 +12,7 @@ from server.checkpoint import read_checkpoint
 from server.errors import BadRequestError, Reason
 from server.media.images import ImageSize
 from server.prompt.prompt_counter import PromptCounter
-from server.requests.conversation import Message
+from server.requests.conversation import Conversation, Message
 
 TEXTS = (
     "",
@@ -32,11 +32,12 @@ def counter(checkpoint_path: Path) -> PromptCounter:
     return PromptCounter(read_checkpoint(checkpoint_path))
 
 
-def messages_of(value: Any) -> list[Message]:
-    return msgspec.convert(value, list[Message])
+def messages_of(value: Any) -> Conversation:
+    messages = msgspec.json.decode(msgspec.json.encode(value), type=list[Message])
+    return Conversation(messages=messages, name="messages")
 
 
-def user(*content: Any) -> list[Message]:
+def user(*content: Any) -> Conversation:
     return messages_of([{"role": "user", "content": list(content)}])
 
 

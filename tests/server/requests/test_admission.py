@@ -10,6 +10,7 @@ from server.checkpoint import read_checkpoint
 from server.errors import GatewayError, Reason
 from server.prompt.prompt_counter import PromptCounter
 from server.requests.admission import Admission, Admitted
+from server.requests.chat import parse_chat
 from server.settings import Settings
 
 Make = Callable[..., Any]
@@ -21,7 +22,8 @@ def admit(make_settings: Callable[..., Settings]) -> Callable[..., Admitted]:
         settings = make_settings(**changes)
         counter = PromptCounter(read_checkpoint(settings.checkpoint))
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return Admission(settings, counter, context_length=2048).admit(content)
+        admission = Admission(settings, counter, context_length=2048)
+        return admission.check(admission.parse(content, parse_chat))
 
     return admit_body
 
@@ -32,12 +34,12 @@ def refusal(admit: Callable[..., Admitted], body: Any, **changes: Any) -> Gatewa
     return refused.value
 
 
-def test_the_clients_own_bytes_go_to_the_engine(admit: Make, chat: Make, image_part: Make) -> None:
-    body = json.dumps(chat([image_part(32, 32), {"type": "text", "text": "ü"}]), indent=3).encode()
+def test_the_engine_gets_what_the_client_sent(admit: Make, chat: Make, image_part: Make) -> None:
+    sent = chat([image_part(32, 32), {"type": "text", "text": "ü"}], temperature=0.1, seed=2**60)
 
-    admitted = admit(body)
+    admitted = admit(json.dumps(sent, indent=3).encode())
 
-    assert admitted.body is body
+    assert json.loads(admitted.body) == sent
     assert admitted.count.image_tokens == (4,)
 
 
@@ -51,11 +53,9 @@ def test_a_stream_without_usage_asks_the_engine_for_it(admit: Make, chat: Make, 
 
 
 def test_a_stream_with_usage_is_left_alone(admit: Make, chat: Make) -> None:
-    body = json.dumps(
-        chat(stream=True, stream_options={"include_usage": True, "continuous_usage_stats": True})
-    ).encode()
+    sent = chat(stream=True, stream_options={"include_usage": True, "continuous_usage_stats": True})
 
-    assert admit(body).body is body
+    assert json.loads(admit(sent).body) == sent
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""The body of `/v1/chat/completions` as a draft."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from server.requests.conversation import Conversation
+from server.requests.decoding import check_amounts, decode_messages, decode_parameters, split_body
+from server.requests.draft import Draft
+from server.requests.parameters import Parameters, check_model, check_names, read_parameters
+from server.settings import Settings
+
+
+def parse_chat(body: bytes, settings: Settings) -> Draft:
+    """Names, values and shape, cheapest first.
+
+    Raises:
+        GatewayError: the first thing wrong.
+    """
+    raw = split_body(body)
+    check_names(set(raw))
+    parameters = read_parameters(decode_parameters(raw, settings), max_choices=settings.max_choices)
+    check_model(parameters, settings.model)
+    conversation = Conversation(messages=decode_messages(raw.get("messages")), name="messages")
+    check_amounts(conversation, settings)
+    return Draft(
+        parameters=parameters,
+        conversation=conversation,
+        engine_parameters=_engine_parameters(raw, parameters),
+    )
+
+
+def _engine_parameters(raw: Mapping[str, msgspec.Raw], parameters: Parameters) -> dict[str, Any]:
+    passed: dict[str, Any] = {name: value for name, value in raw.items() if name != "messages"}
+    if parameters.stream and not parameters.include_usage:
+        # Every count is checked by the engine's usage, asked for or not.
+        passed["stream_options"] = {"include_usage": True}
+    return passed

@@ -1,0 +1,19 @@
+"""A request taken apart: one form for every route, so that counting, images, lanes and relay exist once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from server.requests.conversation import Conversation
+from server.requests.parameters import Parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A request whose names, shape and text were checked; of its images only their places are known."""
+
+    parameters: Parameters
+    """What the gateway itself acts on."""
+    conversation: Conversation
+    engine_parameters: Mapping[str, Any]
+    """What the engine is asked beside the messages, by name; values of `msgspec.Raw` are the client's own JSON."""
