@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI
 
 from server.error_handlers import add_error_handlers
 from server.gateway import make_gateway
@@ -12,7 +12,6 @@ from server.routes.models import MODELS, model_routes
 from server.routes.status import HEALTH, METRICS, READY, status_routes
 from server.settings import Settings
 from server.telemetry.observe import Observe
-from server.traffic.caller import ANONYMOUS
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -32,10 +31,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Observe, metrics=gateway.metrics, routes=(CHAT, MODELS, HEALTH, READY, METRICS))
     add_error_handlers(app, gateway.metrics)
 
-    async def identify(request: Request) -> None:
-        request.state.caller = ANONYMOUS
-
     for make_routes in (chat_routes, model_routes):
-        app.include_router(make_routes(gateway), dependencies=[Depends(identify)])
+        app.include_router(make_routes(gateway), dependencies=[Depends(gateway.door.enter)])
     app.include_router(status_routes(gateway))
     return app

@@ -2,9 +2,11 @@
 
 GatewayError            carries status, reason, message and the part of the request it is about
 ├── BadRequestError          400, a retry cannot help
+├── UnknownKeyError          401, without a word of the key
 └── EngineUnavailableError   503, with Retry-After
 """
 
+import math
 from enum import StrEnum
 from typing import Any
 
@@ -17,6 +19,11 @@ class Reason(StrEnum):
     UNKNOWN_PARAMETER = "unknown_parameter"
     UNSUPPORTED_PARAMETER = "unsupported_parameter"
     MODEL_NOT_FOUND = "model_not_found"
+    INVALID_API_KEY = "invalid_api_key"
+    RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
+    LIMITS_UNAVAILABLE = "limits_unavailable"
+    QUEUE_FULL = "queue_full"
+    MEMORY_FULL = "memory_full"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     INVALID_IMAGE = "invalid_image"
     TOO_MANY_IMAGES = "too_many_images"
@@ -43,7 +50,7 @@ class GatewayError(Exception):
         message: str,
         *,
         param: str | None = None,
-        retry_after_seconds: int | None = None,
+        retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -61,7 +68,11 @@ class GatewayError(Exception):
     def headers(self) -> dict[str, str]:
         """Says whether a retry can help; without it OpenAI's clients repeat 408, 409, 429 and 5xx, whole body."""
         if self.retry_after_seconds is not None:
-            return {"x-should-retry": "true", "retry-after": str(self.retry_after_seconds)}
+            return {
+                "x-should-retry": "true",
+                "retry-after": str(math.ceil(self.retry_after_seconds)),
+                "retry-after-ms": str(math.ceil(1000 * self.retry_after_seconds)),
+            }
         return {"x-should-retry": "false"} if self.status < 500 else {}
 
 
@@ -70,6 +81,21 @@ class BadRequestError(GatewayError):
 
     def __init__(self, reason: Reason, message: str, *, param: str | None = None) -> None:
         super().__init__(400, reason, message, param=param)
+
+
+class UnknownKeyError(GatewayError):
+    """401: no key, or none that is known; the same answer for both, so that nothing can be learnt from it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            401,
+            Reason.INVALID_API_KEY,
+            "Incorrect API key provided. Expected the header Authorization: Bearer KEY with a key of this server.",
+        )
+
+    def headers(self) -> dict[str, str]:
+        """Names the scheme, as HTTP asks of every 401."""
+        return super().headers() | {"www-authenticate": "Bearer"}
 
 
 class EngineUnavailableError(GatewayError):

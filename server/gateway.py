@@ -9,6 +9,7 @@ from server.prompt.prompt_counter import PromptCount, PromptCounter
 from server.requests.admission import Admission
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
+from server.traffic.door import Door
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class Gateway:
     """In tokens."""
     upstream: Upstream
     admission: Admission
+    door: Door
     metrics: Metrics
     threads: ThreadPoolExecutor
     """For whatever takes longer than the event loop may wait."""
@@ -49,15 +51,18 @@ def make_gateway(settings: Settings) -> Gateway:
 
     Raises:
         CheckpointError: the checkpoint's tokens cannot be counted.
+        KeysFileError: the keys file cannot be read.
     """
     checkpoint = read_checkpoint(settings.checkpoint)
     context_length = settings.context_length or checkpoint.context_length
+    metrics = Metrics(settings.model)
     return Gateway(
         settings=settings,
         checkpoint=checkpoint,
         context_length=context_length,
         upstream=Upstream(settings, make_client(settings)),
         admission=Admission(settings, PromptCounter(checkpoint), context_length=context_length),
-        metrics=Metrics(settings.model),
+        door=Door(settings, metrics),
+        metrics=metrics,
         threads=ThreadPoolExecutor(settings.admission_threads, thread_name_prefix="admission"),
     )

@@ -19,6 +19,8 @@ from server.checkpoint import read_checkpoint
 from server.engines.engine import Engine, EngineError, read_served_model, start_engine, warm_up
 from server.prompt.prompt_counter import PromptCounter
 from server.settings import Settings
+from server.traffic.caller import Limits
+from server.traffic.keys import read_keys
 from server.welcome import curl_command, python_snippet, write_request
 
 KEEP_ALIVE_SECONDS = 75
@@ -43,11 +45,15 @@ async def serve(settings: Settings, options: EngineOptions | None) -> int:
 
     Raises:
         CheckpointError: before anything is started.
+        KeysFileError: before anything is started.
         EngineError: the engine did not start.
         OSError: the port is taken.
     """
     checkpoint = read_checkpoint(settings.checkpoint)
-    PromptCounter(checkpoint)  # what cannot be counted is refused now, not after the engine has loaded
+    # What cannot be counted, and keys that cannot be read, are refused now, not after the engine has loaded.
+    PromptCounter(checkpoint)
+    if settings.keys_file is not None:
+        read_keys(settings.keys_file, Limits())
     with (
         _bound_socket(settings.host, settings.port) as listener,
         tempfile.TemporaryDirectory(prefix="laid-serve-") as folder,

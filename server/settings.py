@@ -1,10 +1,12 @@
 """The gateway's settings: every limit is on by default."""
 
 import difflib
+import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, HttpUrl
+from pydantic import Field, HttpUrl, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -26,6 +28,20 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=1, le=65535)
     context_length: int | None = Field(default=None, ge=2)
     """The engine's own limit where it is not the checkpoint's, in tokens."""
+
+    keys_file: Path | None = None
+    """The keys that clients must show, made with `laid-keys new NAME`; without it anybody may ask, and the gateway
+    listens on loopback only."""
+    metrics_need_key: bool = False
+    """Ask for a key on `/metrics` too. `/health`, `/ready` and `/metrics` are open by default: probes and scrapers
+    carry no keys, and what they read holds no prompts, keys or clients' names."""
+    key_requests_per_minute: int | None = Field(default=None, ge=1)
+    """The default for keys without a limit of their own, and the limit of all clients together without keys."""
+    key_tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Prompt tokens, of text and images together."""
+    key_images_per_minute: int | None = Field(default=None, ge=1)
+    key_concurrency: int | None = Field(default=None, ge=1)
+    """Requests of one key at the same time, in each gateway process."""
 
     max_body_bytes: int = Field(default=64 * MIB, ge=1)
     max_parameter_bytes: int = Field(default=1 * MIB, ge=1)
@@ -57,6 +73,22 @@ class Settings(BaseSettings):
     """What a client is told when the engine does not answer."""
     admission_threads: int = Field(default=2, ge=1)
     """Threads that parse bodies, decode images and count tokens."""
+
+    @model_validator(mode="after")
+    def _is_not_open_to_all(self) -> Self:
+        if self.keys_file is None and not _is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} is reached from other machines, so clients must show keys: make one with "
+                "laid-keys new NAME and set LAID_KEYS_FILE=keys.toml, or listen on 127.0.0.1"
+            )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def check_environment(environment: Mapping[str, str]) -> None:

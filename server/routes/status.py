@@ -1,6 +1,6 @@
 """`GET /health`, `/ready` and `/metrics`."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 
 from server.errors import EngineUnavailableError
 from server.gateway import Gateway
@@ -22,7 +22,9 @@ def status_routes(gateway: Gateway) -> APIRouter:
             raise EngineUnavailableError(gateway.settings.retry_after_seconds)
         return {"status": "ready"}
 
-    @router.get(METRICS, response_class=Response)
+    guards = [Depends(gateway.door.enter)] if gateway.settings.metrics_need_key else []
+
+    @router.get(METRICS, response_class=Response, dependencies=guards)
     async def exposition() -> Response:
         return Response(gateway.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

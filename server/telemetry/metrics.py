@@ -63,6 +63,12 @@ class Metrics:
         self.requests_in_flight = Gauge(
             "laid_requests_in_flight", "Chat requests being served.", ["model"], registry=self.registry
         ).labels(model)
+        self.keys = Gauge("laid_keys", "Keys that the gateway knows.", registry=self.registry)
+        self.keys_reload_errors = Counter(
+            "laid_keys_reload_errors",
+            "Times that the keys file changed and could not be read; the keys before the change stay.",
+            registry=self.registry,
+        )
 
     def observe_prompt(self, count: PromptCount, window_use: float, effective_window_use: float | None) -> None:
         """Counts an admitted prompt."""

@@ -1,18 +1,31 @@
-"""Who sends a request."""
+"""Who sends a request, and how much of it they may send."""
 
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one key may use; None is no limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Prompt tokens, of text and images together; the answers' tokens are not counted."""
+    images_per_minute: int | None = None
+    concurrency: int | None = None
+    """Requests at the same time, in each gateway process."""
+
+
 @dataclass(frozen=True)
 class Caller:
-    """The owner of the key that a request carries; both names come from the keys file, never from a client."""
+    """The owner of the key that a request carries; all of it comes from the keys file, nothing from a client."""
 
     name: str
-    """The key's own name: limits are counted under it."""
+    """The key's own name: its limits are counted under it."""
     tenant: str
     """Whose files and cached images the key reaches: keys of one tenant share them, and nobody else does."""
+    limits: Limits = Limits()
 
 
 ANONYMOUS = Caller(name="anonymous", tenant="anonymous")

@@ -163,3 +163,14 @@ time.sleep(600)
         parent.kill()
 
     wait_for(lambda: group_is_gone(engine_pid))
+
+
+def test_a_public_address_without_keys_and_a_broken_keys_file_are_refused(
+    checkpoint_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(checkpoint_path), "--host", "0.0.0.0"]) == 2
+    assert "set LAID_KEYS_FILE=keys.toml, or listen on 127.0.0.1" in capsys.readouterr().err
+
+    monkeypatch.setenv("LAID_KEYS_FILE", str(tmp_path / "nowhere.toml"))
+    assert main([str(checkpoint_path), "--host", "0.0.0.0"]) == 2
+    assert "nowhere.toml: No such file or directory; make one with laid-keys" in capsys.readouterr().err

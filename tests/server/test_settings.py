@@ -32,3 +32,16 @@ def test_an_unknown_variable_names_the_nearest_setting() -> None:
     check_environment({"LAID_MAX_IMAGES": "1", "PATH": ""})
     with pytest.raises(ValueError, match="LAID_MAX_IMAGE_PIXEL: no such setting; did you mean LAID_MAX_IMAGE_PIXELS"):
         check_environment({"LAID_MAX_IMAGE_PIXEL": "1"})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "gateway.example"])
+def test_other_machines_need_keys(host: str) -> None:
+    with pytest.raises(ValidationError, match="laid-keys new NAME and set LAID_KEYS_FILE"):
+        Settings(checkpoint=Path(), host=host)
+
+    assert Settings(checkpoint=Path(), host=host, keys_file=Path("keys.toml")).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_this_machine_needs_none(host: str) -> None:
+    assert Settings(checkpoint=Path(), host=host).keys_file is None
