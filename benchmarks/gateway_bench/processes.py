@@ -1,0 +1,175 @@
+"""Starts what is measured: the fake engine, the gateway, its peers; each ends with the benchmark."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateway_bench.fake_engine import MODEL
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = ROOT / "distill" / "miniature" / "checkpoints" / "base"
+START_SECONDS = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A running process that speaks HTTP on loopback."""
+
+    name: str
+    port: int
+    pid: int
+    headers: dict[str, str] = field(default_factory=dict)
+    """That a client must send."""
+
+    def resident_bytes(self) -> int:
+        return self._status("VmRSS")
+
+    def peak_bytes(self) -> int:
+        """Since the start, or the last `forget_peak`."""
+        return self._status("VmHWM")
+
+    def forget_peak(self) -> None:
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def _status(self, key: str) -> int:
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) * 1024
+        raise LookupError(key)
+
+
+@contextlib.contextmanager
+def fake_engine() -> Iterator[Server]:
+    """The engine that answers at once."""
+    port = free_port()
+    command = [sys.executable, "-m", "gateway_bench.fake_engine", str(port)]
+    with _running("direct", command, port, cwd=ROOT / "benchmarks") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def gateway(upstream: Server, folder: Path, **settings: str) -> Iterator[Server]:
+    """One `laid-serve` process with a key, limits and every check on.
+
+    Args:
+        folder: for its key file and log.
+        settings: `LAID_*` variables.
+    """
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "server.cli", str(CHECKPOINT)),
+        *("--upstream", f"http://127.0.0.1:{upstream.port}", "--port", str(port)),
+    ]
+    with _running("gateway", command, port, environment=settings, log=folder / "gateway.log") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def served_engine(folder: Path) -> Iterator[tuple[Server, Server]]:
+    """`laid-serve` as a user starts it: the real engine, and the gateway in front of it."""
+    port, engine_port = free_port(), free_port()
+    command = [sys.executable, "-m", "server.cli", str(CHECKPOINT), "--port", str(port), "--model", MODEL]
+    command += ["--engine-port", str(engine_port)]
+    with _running("gateway", command, port, log=folder / "laid-serve.log") as server:
+        yield Server(name="direct", port=engine_port, pid=server.pid), server
+
+
+@contextlib.contextmanager
+def litellm(upstream: Server, python: Path, folder: Path) -> Iterator[Server]:
+    """LiteLLM's proxy with one worker."""
+    port = free_port()
+    entry = {
+        "model_name": MODEL,
+        "litellm_params": {
+            "model": f"openai/{MODEL}",
+            "api_base": f"http://127.0.0.1:{upstream.port}/v1",
+            "api_key": "none",
+        },
+    }
+    config = folder / "litellm.json"
+    config.write_text(json.dumps({"model_list": [entry], "litellm_settings": {"num_retries": 0}}))
+    command = [str(python.with_name("litellm")), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
+    environment = {"LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    with _running(
+        "LiteLLM", command, port, environment=environment, log=folder / "litellm.log", path="/health/liveliness"
+    ) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def vllm_router(upstream: Server, python: Path, folder: Path) -> Iterator[Server]:
+    """vLLM's own router."""
+    port = free_port()
+    command = [
+        *(str(python.with_name("vllm-router")), "--host", "127.0.0.1", "--port", str(port)),
+        *("--worker-urls", f"http://127.0.0.1:{upstream.port}", "--prometheus-port", str(free_port())),
+    ]
+    with _running("vllm-router", command, port, log=folder / "vllm-router.log") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def sglang_router(upstream: Server, python: Path, folder: Path) -> Iterator[Server]:
+    """SGLang's router."""
+    port = free_port()
+    command = [
+        *(str(python.with_name("sglang-router")), "launch", "--host", "127.0.0.1", "--port", str(port)),
+        *("--worker-urls", f"http://127.0.0.1:{upstream.port}", "--prometheus-port", str(free_port())),
+    ]
+    with _running("sglang-router", command, port, log=folder / "sglang-router.log") as server:
+        yield server
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _running(
+    name: str,
+    command: Sequence[str],
+    port: int,
+    *,
+    environment: dict[str, str] | None = None,
+    cwd: Path = ROOT,
+    log: Path | None = None,
+    path: str = "/health",
+) -> Iterator[Server]:
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(log.open("wb")) if log is not None else subprocess.DEVNULL
+        process = stack.enter_context(
+            subprocess.Popen(command, cwd=cwd, env=os.environ | (environment or {}), stdout=output, stderr=output)
+        )
+        try:
+            _wait(process, f"http://127.0.0.1:{port}{path}", log)
+            yield Server(name=name, port=port, pid=process.pid)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path | None) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - on loopback
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise RuntimeError(f"{process.args!r} did not start" + (f", see {log}" if log else ""))
