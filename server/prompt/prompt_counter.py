@@ -10,7 +10,6 @@ from server.checkpoint import Checkpoint, CheckpointError
 from server.errors import BadRequestError, Reason
 from server.media.images import ImageSize
 from server.prompt.chat_template import ChatTemplate, TemplateRefusalError
-from server.prompt.image_tokens import count_image_tokens
 from server.requests.conversation import Conversation, template_messages
 
 
@@ -21,7 +20,7 @@ class PromptCount:
     prompt_tokens: int
     """Text and images, the engine's `usage.prompt_tokens`."""
     image_tokens: tuple[int, ...]
-    """One number for each image, in the order of the prompt."""
+    """One number for each image, in the order of the prompt: what its placeholder becomes."""
     image_starts: tuple[int, ...]
     """Tokens before each image's first."""
 
@@ -47,14 +46,15 @@ class PromptCounter:
         # The engine neither pads nor truncates, whatever the file says.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        image_id = self._tokenizer.token_to_id(checkpoint.image_token)
-        if image_id is None:
-            raise CheckpointError(f"{source}: no token {checkpoint.image_token!r}, the image placeholder")
-        self._image_id: int = image_id
         self._rule = checkpoint.image_rule
+        for token in self._rule.tokens:
+            if self._tokenizer.token_to_id(token) is None:
+                raise CheckpointError(f"{source}: no token {token!r}, which stands for an image or beside one")
+        self._image_id = self._tokenizer.token_to_id(self._rule.placeholder)
         self._template = ChatTemplate(checkpoint.chat_template, checkpoint.special_tokens)
         added = self._tokenizer.get_added_tokens_decoder().values()
-        self._reserved = tuple(token.content for token in added if token.special)
+        special = {token.content for token in added if token.special}
+        self._reserved = tuple(sorted(special | set(self._rule.tokens)))
 
     def image_tokens(self, size: ImageSize) -> int:
         """Tokens of one image.
@@ -62,7 +62,7 @@ class PromptCounter:
         Raises:
             ValueError: a shape the model does not accept.
         """
-        return count_image_tokens(size.height, size.width, self._rule)
+        return self._rule.count(size)
 
     def check_reserved(self, conversation: Conversation) -> None:
         """Refuses the model's control tokens typed as text, which would forge images or turns.

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from server.checkpoint import CheckpointError, ImageRule, read_checkpoint
+from server.checkpoint import CheckpointError, read_checkpoint
+from server.families.qwen_vl import QwenRule
 from server.prompt.prompt_counter import PromptCounter
 
 WINDOW = {
@@ -39,8 +40,8 @@ def test_reads_what_counting_needs(checkpoint_path: Path) -> None:
     checkpoint = read_checkpoint(checkpoint_path)
 
     assert checkpoint.context_length == 2048
-    assert checkpoint.image_rule == ImageRule(patch_size=8, merge_size=2, min_pixels=1024, max_pixels=16384)
-    assert checkpoint.image_token == "<|image_pad|>"
+    assert checkpoint.image_rule == QwenRule(patch_size=8, merge_size=2, min_pixels=1024, max_pixels=16384)
+    assert checkpoint.image_rule.placeholder == "<|image_pad|>"
     assert checkpoint.special_tokens["eos_token"] == "<|im_end|>"
     assert checkpoint.dtype == "float32"
 
@@ -77,7 +78,7 @@ def test_older_layouts_are_read(folder: Path) -> None:
 
     checkpoint = read_checkpoint(folder)
 
-    assert (checkpoint.image_rule.min_pixels, checkpoint.image_rule.max_pixels) == (3136, 12544)
+    assert checkpoint.image_rule == QwenRule(patch_size=8, merge_size=2, min_pixels=3136, max_pixels=12544)
     assert checkpoint.chat_template == template
 
 
