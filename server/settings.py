@@ -4,10 +4,12 @@ import difflib
 import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, HttpUrl, model_validator
+from pydantic import AfterValidator, Field, HttpUrl, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from server.media.links import check_endpoint, check_host_rule
 
 MIB = 1024 * 1024
 PREFIX = "LAID_"
@@ -61,6 +63,21 @@ class Settings(BaseSettings):
     """All images of a request together, by their headers."""
     max_choices: int = Field(default=16, ge=1)
     """The largest `n`."""
+
+    fetch_images: bool = True
+    """Whether images named by https URLs are fetched; otherwise such a request is refused."""
+    fetch_hosts: tuple[Annotated[str, AfterValidator(check_host_rule)], ...] = ()
+    """The only hosts from which images are fetched, if any is given: exact names, or suffixes with a leading dot."""
+    fetch_trusted_hosts: tuple[Annotated[str, AfterValidator(check_endpoint)], ...] = ()
+    """`host` or `host:port` for which http, that port, and private addresses are allowed: one's own image store."""
+    fetch_ca_file: Path | None = None
+    """Certificates of further authorities, in PEM, beside the system's."""
+    fetch_timeout_seconds: float = Field(default=20.0, gt=0)
+    """For all images of a request together."""
+    fetch_concurrency: int = Field(default=64, ge=1)
+    """Fetches at once, of all requests."""
+    fetch_request_concurrency: int = Field(default=8, ge=1)
+    """Fetches at once, of one request."""
 
     body_timeout_seconds: float = Field(default=60.0, gt=0)
     """From the first byte of a request to the last."""
