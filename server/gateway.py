@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from server.checkpoint import Checkpoint, read_checkpoint
-from server.engines.upstream import Upstream, make_client
+from server.engines.upstream import Upstream
 from server.prompt.prompt_counter import PromptCount, PromptCounter
 from server.requests.admission import Admission
 from server.settings import Settings
@@ -29,7 +29,7 @@ class Gateway:
 
     async def aclose(self) -> None:
         """Closes connections and threads."""
-        await self.upstream.aclose()
+        self.upstream.close()
         self.threads.shutdown()
 
     def observe_window(self, count: PromptCount) -> dict[str, str]:
@@ -60,7 +60,7 @@ def make_gateway(settings: Settings) -> Gateway:
         settings=settings,
         checkpoint=checkpoint,
         context_length=context_length,
-        upstream=Upstream(settings, make_client(settings)),
+        upstream=Upstream(settings),
         admission=Admission(settings, PromptCounter(checkpoint), context_length=context_length),
         door=Door(settings, metrics),
         metrics=metrics,

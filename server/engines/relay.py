@@ -4,11 +4,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import msgspec
 from starlette.types import Send
 
-from server.engines.upstream import Upstream, engine_failure, read_answer
+from server.engines.connection import Answer, ConnectionFailedError
+from server.engines.upstream import Upstream, engine_failure, read_json
 from server.engines.usage import complete_usage
 from server.errors import GatewayError, Reason
 from server.requests.admission import Admitted
@@ -51,27 +51,27 @@ class Relay:
         await serve(send, request_id)
 
     async def _answer(self, send: Send, request_id: str) -> None:
-        async with self._upstream.chat(self._admitted.body, request_id) as response:
-            answer = await read_answer(response, self._settings)
-        if isinstance(usage := answer.get("usage"), dict):
+        with await self._upstream.chat((self._admitted.body,), request_id) as answer:
+            value = await read_json(answer, self._settings)
+        if isinstance(usage := value.get("usage"), dict):
             self._take_usage(usage)
-        body = msgspec.json.encode(answer)
+        body = msgspec.json.encode(value)
         headers = self._headers | {"content-type": "application/json", "content-length": str(len(body))}
         await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
         await send({"type": "http.response.body", "body": body})
 
     async def _stream(self, send: Send, request_id: str) -> None:
-        async with self._upstream.chat(self._admitted.body, request_id) as response:
+        with await self._upstream.chat((self._admitted.body,), request_id) as answer:
             headers = self._headers | {
                 "content-type": "text/event-stream; charset=utf-8",
                 "cache-control": "no-cache",
                 "x-accel-buffering": "no",
             }
             await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
-            last = await self._pump(response, send)
+            last = await self._pump(answer, send)
         await send({"type": "http.response.body", "body": last})
 
-    async def _pump(self, response: httpx.Response, send: Send) -> bytes:
+    async def _pump(self, answer: Answer, send: Send) -> bytes:
         """Passes on what the engine sends as it comes, whole events, as many as there are; returns the last one.
 
         Many clients leave at `[DONE]`. It is held back until the engine has closed its stream, so that nobody who has
@@ -79,7 +79,7 @@ class Relay:
         """
         first, last = True, b""
         try:
-            async for events in _whole_events(response.aiter_raw()):
+            async for events in _whole_events(answer):
                 if first:
                     # The engine's first event comes with its first token.
                     self._metrics.time_to_first_token_seconds.observe(time.perf_counter() - self._started)
@@ -89,7 +89,7 @@ class Relay:
                 passed = b"".join(self._pass(event) for event in events)
                 if passed:
                     await send({"type": "http.response.body", "body": passed, "more_body": True})
-        except httpx.TransportError:
+        except ConnectionFailedError:
             lost = GatewayError(502, Reason.ENGINE_FAILED, "The connection to the engine was lost.")
             return last or self._error_event(lost)
         return last
@@ -126,10 +126,10 @@ class Relay:
         return _event(error.body())
 
 
-async def _whole_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+async def _whole_events(answer: Answer) -> AsyncIterator[list[bytes]]:
     """Regroups a byte stream into server-sent events, each with its end, as soon as they are complete."""
     rest = b""
-    async for chunk in chunks:
+    while chunk := await answer.next_chunk():
         *events, rest = (rest + chunk).split(EVENT_END)
         if events:
             yield [event + EVENT_END for event in events]

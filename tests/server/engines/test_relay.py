@@ -202,25 +202,6 @@ async def test_a_broken_connection_ends_the_stream_with_an_error(start_gateway: 
     assert rest == ""
 
 
-async def test_a_stale_connection_is_retried_once_before_the_first_byte(start_gateway: Start, chat: Make) -> None:
-    requests = []
-
-    async def close_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        requests.append(await reader.readuntil(b"\r\n\r\n"))
-        if len(requests) > 1:
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\n" + b'{"choices":[]}')
-            await writer.drain()
-        writer.close()
-
-    engine = await asyncio.start_server(close_first, "127.0.0.1", 0)
-    port = engine.sockets[0].getsockname()[1]
-    async with engine:
-        gateway = await start_gateway(upstream=f"http://127.0.0.1:{port}")
-        response = await gateway.post(CHAT, json=chat())
-
-    assert (response.status_code, response.json(), len(requests)) == (200, {"choices": []}, 2)
-
-
 @pytest.mark.parametrize("stream", [True, False], ids=["streaming", "whole"])
 async def test_a_client_that_leaves_cancels_the_request(
     cued_engine: Any, start_gateway: Start, chat: Make, stream: bool
