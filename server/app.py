@@ -29,7 +29,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="LAid gateway", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(Observe, metrics=gateway.metrics, routes=(CHAT, MODELS, HEALTH, READY, METRICS))
-    add_error_handlers(app, gateway.metrics)
+    add_error_handlers(app)
 
     for make_routes in (chat_routes, model_routes):
         app.include_router(make_routes(gateway), dependencies=[Depends(gateway.door.enter)])

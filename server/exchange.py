@@ -1,7 +1,6 @@
 """One request from its body to its answer's last byte: the order in which everything is done to it."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,6 +12,9 @@ from server.errors import GatewayError
 from server.gateway import Gateway
 from server.requests.admission import Admitted, Parse
 from server.requests.disconnect import run_until_disconnect
+from server.telemetry.context_class import context_class_of
+from server.telemetry.phases import Phase
+from server.telemetry.record import Record
 from server.traffic.caller import Caller
 
 T = TypeVar("T")
@@ -28,7 +30,6 @@ class Exchange(Response):
         self._caller = caller
         self._body = body
         self._parse = parse
-        self._started = time.perf_counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves until the answer ends or the client leaves, which ends all work for it, here and in the engine.
@@ -36,7 +37,8 @@ class Exchange(Response):
         Raises:
             GatewayError: only while no byte of the response was sent.
         """
-        metrics = self._gateway.metrics
+        metrics = self._gateway.metrics.requests
+        record: Record = scope["state"]["record"]
         has_begun = False
 
         async def send_noting(message: Message) -> None:
@@ -45,33 +47,41 @@ class Exchange(Response):
             await send(message)
 
         try:
-            with metrics.requests_in_flight.track_inprogress():
-                await run_until_disconnect(receive, self._serve(send_noting, scope["state"]["request_id"]))
+            with metrics.in_flight.track_inprogress():
+                await run_until_disconnect(receive, self._serve(send_noting, record))
         except GatewayError as error:
             if not has_begun:
                 raise
-            metrics.count_error(error.reason)
+            record.error = error.reason
         else:
-            metrics.request_seconds.observe(time.perf_counter() - self._started)
+            if record.error is None:
+                metrics.observe_duration(record.phases.since_read(), record.context_class)
+        finally:
+            record.phases.end()
+            metrics.observe_phases(record.phases)
 
-    async def _serve(self, send: Send, request_id: str) -> None:
+    async def _serve(self, send: Send, record: Record) -> None:
+        record.phases.begin(Phase.CHECK)
         admitted = await self._admit()
+        record.context_class = context_class_of(admitted.count.prompt_tokens)
         relay = Relay(
             admitted,
             upstream=self._gateway.upstream,
             metrics=self._gateway.metrics,
             settings=self._gateway.settings,
             headers=self._gateway.observe_window(admitted.count),
-            started=self._started,
+            record=record,
         )
-        await relay.carry(send, request_id)
+        with self._gateway.metrics.traffic.tokens_in_flight_for(admitted.count.prompt_tokens):
+            await relay.carry(send)
 
     async def _admit(self) -> Admitted:
         gateway = self._gateway
-        started = time.perf_counter()
         draft = await self._in_thread(gateway.admission.parse, self._body, self._parse)
         admitted = await self._in_thread(gateway.admission.check, draft)
-        gateway.metrics.admission_seconds.observe(time.perf_counter() - started)
+        gateway.metrics.prompts.observe_media(
+            body_bytes=len(self._body), image_bytes=admitted.image_bytes, image_pixels=admitted.image_pixels
+        )
         return admitted
 
     async def _in_thread(self, step: Callable[..., T], *arguments: Any) -> T:

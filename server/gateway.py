@@ -37,7 +37,7 @@ class Gateway:
         window = self.checkpoint.effective_window
         use = count.prompt_tokens / self.context_length
         effective_use = count.prompt_tokens / window.tokens if window is not None and window.tokens > 0 else None
-        self.metrics.observe_prompt(count, use, effective_use)
+        self.metrics.prompts.observe_count(count, use, effective_use)
         return {
             "x-laid-prompt-tokens": str(count.prompt_tokens),
             "x-laid-image-tokens": str(count.total_image_tokens),
@@ -55,7 +55,9 @@ def make_gateway(settings: Settings) -> Gateway:
     """
     checkpoint = read_checkpoint(settings.checkpoint)
     context_length = settings.context_length or checkpoint.context_length
-    metrics = Metrics(settings.model)
+    metrics = Metrics(settings.model, engines=(str(settings.upstream),))
+    window = checkpoint.effective_window
+    metrics.prompts.set_windows(context_length, 0 if window is None else window.tokens)
     return Gateway(
         settings=settings,
         checkpoint=checkpoint,

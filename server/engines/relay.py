@@ -1,6 +1,5 @@
 """Carries an admitted request to the engine and its answer back, streamed or whole."""
 
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +14,8 @@ from server.requests.admission import Admitted
 from server.settings import Settings
 from server.telemetry.logs import LOGGER
 from server.telemetry.metrics import Metrics
+from server.telemetry.phases import Phase
+from server.telemetry.record import Record
 
 EVENT_END = b"\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -31,28 +32,30 @@ class Relay:
         metrics: Metrics,
         settings: Settings,
         headers: dict[str, str],
-        started: float,
+        record: Record,
     ) -> None:
-        """`headers` go into the response; `started` is the `time.perf_counter()` of the request's last byte."""
+        """`headers` go into the response."""
         self._admitted = admitted
         self._upstream = upstream
         self._metrics = metrics
         self._settings = settings
         self._headers = headers
-        self._started = started
+        self._record = record
 
-    async def carry(self, send: Send, request_id: str) -> None:
+    async def carry(self, send: Send) -> None:
         """Asks the engine and sends its answer; cancelled, it cancels the request in the engine.
 
         Raises:
             GatewayError: only while no byte of the response was sent.
         """
-        serve = self._stream if self._admitted.parameters.stream else self._answer
-        await serve(send, request_id)
+        is_stream = self._admitted.parameters.stream
+        self._record.phases.begin(Phase.FIRST_TOKEN if is_stream else Phase.ANSWER)
+        await (self._stream(send) if is_stream else self._answer(send))
 
-    async def _answer(self, send: Send, request_id: str) -> None:
-        with await self._upstream.chat((self._admitted.body,), request_id) as answer:
+    async def _answer(self, send: Send) -> None:
+        with await self._upstream.chat((self._admitted.body,), self._record.request_id) as answer:
             value = await read_json(answer, self._settings)
+        self._record.phases.end()
         if isinstance(usage := value.get("usage"), dict):
             self._take_usage(usage)
         body = msgspec.json.encode(value)
@@ -60,8 +63,8 @@ class Relay:
         await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
         await send({"type": "http.response.body", "body": body})
 
-    async def _stream(self, send: Send, request_id: str) -> None:
-        with await self._upstream.chat((self._admitted.body,), request_id) as answer:
+    async def _stream(self, send: Send) -> None:
+        with await self._upstream.chat((self._admitted.body,), self._record.request_id) as answer:
             headers = self._headers | {
                 "content-type": "text/event-stream; charset=utf-8",
                 "cache-control": "no-cache",
@@ -82,7 +85,10 @@ class Relay:
             async for events in _whole_events(answer):
                 if first:
                     # The engine's first event comes with its first token.
-                    self._metrics.time_to_first_token_seconds.observe(time.perf_counter() - self._started)
+                    self._record.phases.begin(Phase.STREAM)
+                    self._metrics.requests.observe_first_token(
+                        self._record.phases.since_read(), self._record.context_class
+                    )
                     first = False
                 if events[-1] == DONE:
                     last = events.pop()
@@ -112,17 +118,15 @@ class Relay:
 
     def _take_usage(self, usage: dict[str, Any], *, compare: bool = True) -> None:
         counted, engine = self._admitted.count.prompt_tokens, usage.get("prompt_tokens")
-        if compare and isinstance(engine, int):
-            self._metrics.observe_usage(counted, engine)
-            if counted != engine:
-                LOGGER.warning(
-                    "count_difference",
-                    extra={"fields": {"counted": counted, "engine": engine}},
-                )
         complete_usage(usage, self._admitted.count)
+        if compare and isinstance(engine, int):
+            self._metrics.prompts.observe_usage(counted, usage)
+            if counted != engine:
+                fields = {"request_id": self._record.request_id, "counted": counted, "engine": engine}
+                LOGGER.warning("count_difference", extra={"fields": fields})
 
     def _error_event(self, error: GatewayError) -> bytes:
-        self._metrics.count_error(error.reason)
+        self._record.error = error.reason
         return _event(error.body())
 
 

@@ -11,5 +11,5 @@ def complete_usage(usage: dict[str, Any], count: PromptCount) -> None:
     image_tokens = (details.pop("multimodal_tokens", None) or {}).get("image", count.total_image_tokens)
     details["image_tokens"] = image_tokens
     details["text_tokens"] = usage.get("prompt_tokens", count.prompt_tokens) - image_tokens
-    details.setdefault("cached_tokens", 0)
+    details["cached_tokens"] = details.get("cached_tokens") or 0
     usage["prompt_tokens_details"] = details

@@ -24,6 +24,10 @@ class Admitted:
     count: PromptCount
     body: bytes
     """What the engine gets."""
+    image_bytes: int
+    """Of all images together, as files."""
+    image_pixels: int
+    """Of all images together, by their headers."""
 
 
 class Admission:
@@ -55,7 +59,13 @@ class Admission:
         count = self._counter.count(draft.conversation, sizes, **_template_variables(draft.parameters))
         self._check_length(count, images, draft)
         verify_images(images)
-        return Admitted(parameters=draft.parameters, count=count, body=engine_body(draft))
+        return Admitted(
+            parameters=draft.parameters,
+            count=count,
+            body=engine_body(draft),
+            image_bytes=sum(len(image.content) for image in images),
+            image_pixels=sum(size.pixels for size in sizes),
+        )
 
     def _check_length(self, count: PromptCount, images: list[RequestImage], draft: Draft) -> None:
         limit, parameters = self._context_length, draft.parameters

@@ -18,7 +18,9 @@ def status_routes(gateway: Gateway) -> APIRouter:
 
     @router.get(READY)
     async def ready() -> dict[str, str]:
-        if not await gateway.upstream.is_ready():
+        is_ready = await gateway.upstream.is_ready()
+        gateway.metrics.engines.set_up(str(gateway.settings.upstream), is_ready)
+        if not is_ready:
             raise EngineUnavailableError(gateway.settings.retry_after_seconds)
         return {"status": "ready"}
 

@@ -1,4 +1,4 @@
-"""Gives every request an id, and counts and logs every response."""
+"""Gives every request an id and a record, and counts and logs every response."""
 
 import time
 import uuid
@@ -7,8 +7,10 @@ from collections.abc import Collection
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.errors import Reason
 from server.telemetry.logs import LOGGER
 from server.telemetry.metrics import Metrics
+from server.telemetry.record import Record
 
 
 class Observe:
@@ -26,7 +28,8 @@ class Observe:
             await self._app(scope, receive, send)
             return
         request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        record = Record(request_id)
+        scope.setdefault("state", {}).update(request_id=request_id, record=record)
         started = time.perf_counter()
         status = 500
 
@@ -34,19 +37,28 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if record.phases.intervals:
+                    headers["server-timing"] = record.phases.server_timing()
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_id)
+        except Exception:
+            record.error = Reason.INTERNAL
+            raise
         finally:
             route = scope["path"] if scope["path"] in self._routes else "other"
-            self._metrics.count_response(route, status)
+            if record.error is not None:
+                self._metrics.requests.count_error(record.error, record.context_class)
+            self._metrics.requests.count_response(route, status)
             fields = {
                 "request_id": request_id,
                 "method": scope["method"] if scope["method"] in {"GET", "POST"} else "other",
                 "route": route,
                 "status": status,
+                "error": record.error,
                 "seconds": round(time.perf_counter() - started, 4),
             }
             LOGGER.info("response", extra={"fields": fields})

@@ -66,7 +66,7 @@ class Keys:
         self._metrics = metrics
         self._version = _version(path)
         self._known = read_keys(path, defaults)
-        metrics.keys.set(len(self._known))
+        metrics.traffic.keys.set(len(self._known))
 
     def identify(self, authorization: str) -> Caller:
         """The caller of a request with this `Authorization` header, by the file as it is at this moment.
@@ -93,10 +93,10 @@ class Keys:
         try:
             self._known = read_keys(self._path, self._defaults)
         except KeysFileError as error:
-            self._metrics.keys_reload_errors.inc()
+            self._metrics.traffic.keys_reload_errors.inc()
             LOGGER.error("keys_not_reloaded", extra={"fields": {"reason": str(error)}})
             return
-        self._metrics.keys.set(len(self._known))
+        self._metrics.traffic.keys.set(len(self._known))
         LOGGER.info("keys_reloaded", extra={"fields": {"keys": len(self._known)}})
 
 

@@ -158,13 +158,20 @@ async def test_metrics_show_exactly_the_requests(start_gateway: Start, chat: Mak
         'laid_image_tokens_sum{model="tiny"}': 84,
         'laid_prompt_tokens_count{model="tiny"}': 3,
         'laid_prompt_tokens_sum{model="tiny"}': 3 * 8 + 21 * 6,
+        'laid_text_tokens_sum{model="tiny"}': 3 * 8 + 21 * 2,
+        'laid_request_image_pixels_sum{model="tiny"}': 21 * 32 * 32,
+        'laid_request_duration_seconds_count{context_class="<8k",model="tiny"}': 3,
+        'laid_request_phase_seconds_count{model="tiny",phase="answer"}': 3,
+        'laid_request_phase_seconds_count{model="tiny",phase="read"}': 4,
+        'laid_tokens_in_flight{model="tiny"}': 0,
+        'laid_context_length_tokens{model="tiny"}': 2048,
         'laid_window_use_ratio_count{model="tiny"}': 3,
         'laid_effective_window_use_ratio_count{model="tiny"}': 0,
         'laid_requests_total{route="/v1/chat/completions",status="200"}': 3,
         'laid_requests_total{route="/v1/chat/completions",status="404"}': 1,
         'laid_requests_total{route="other",status="404"}': 1,
-        'laid_errors_total{reason="model_not_found"}': 1,
-        'laid_errors_total{reason="invalid_image"}': 0,
+        'laid_errors_total{context_class="uncounted",kind="request",reason="model_not_found"}': 1,
+        'laid_errors_total{context_class="uncounted",kind="request",reason="invalid_image"}': 0,
     }.items():
         assert float(samples[name]) == value, name
 

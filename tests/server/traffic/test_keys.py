@@ -73,7 +73,10 @@ async def test_the_official_client_raises_its_own_error_without_a_retry(start_ga
             await client.models.list()
 
     assert caught.value.code == "invalid_api_key"
-    assert 'laid_errors_total{reason="invalid_api_key"} 1.0' in (await gateway.get("/metrics")).text
+    assert (
+        'laid_errors_total{context_class="uncounted",kind="request",reason="invalid_api_key"} 1.0'
+        in (await gateway.get("/metrics")).text
+    )
 
 
 async def test_metrics_can_ask_for_a_key(start_gateway: Start, path: Path) -> None:
@@ -81,7 +84,7 @@ async def test_metrics_can_ask_for_a_key(start_gateway: Start, path: Path) -> No
     gateway = await start_gateway(keys_file=path, metrics_need_key=True)
 
     assert (await gateway.get("/metrics")).status_code == 401
-    assert "laid_keys 1.0" in (await gateway.get("/metrics", headers=bearer(key))).text
+    assert 'laid_keys{model="tiny"} 1.0' in (await gateway.get("/metrics", headers=bearer(key))).text
     assert (await gateway.get("/health")).status_code == 200
 
 
@@ -103,19 +106,19 @@ async def test_a_change_counts_from_the_next_request_on(
     assert (await status(alice), await status(bob)) == (200, 200)
     remove(path)
     assert (await status(alice), await status(bob)) == (200, 200)
-    assert "laid_keys_reload_errors_total 2.0" in (await gateway.get("/metrics")).text
+    assert 'laid_keys_reload_errors_total{model="tiny"} 2.0' in (await gateway.get("/metrics")).text
     assert [record.message for record in caplog.records].count("keys_not_reloaded") == 2
 
     write(path, only_alice)
     assert (await status(alice), await status(bob)) == (200, 401)
-    assert "laid_keys 1.0" in (await gateway.get("/metrics")).text
+    assert 'laid_keys{model="tiny"} 1.0' in (await gateway.get("/metrics")).text
 
 
 def test_a_key_is_known_with_its_tenant_and_limits(path: Path) -> None:
     defaults = Limits(requests_per_minute=5, concurrency=3)
     alone = add_key(path, "alone", tenant=None, limits=NO_LIMITS)
     member = add_key(path, "team.app-1", tenant="team", limits=Limits(concurrency=7, tokens_per_minute=9))
-    keys = Keys(path, defaults=defaults, metrics=Metrics("tiny"))
+    keys = Keys(path, defaults=defaults, metrics=Metrics("tiny", engines=()))
 
     one, other = keys.identify(f"Bearer {alone}"), keys.identify(f"bearer  {member} ")
 
@@ -169,7 +172,7 @@ def test_the_command_prints_the_key_once_and_refuses_a_taken_name(
     printed = capsys.readouterr()
     key = printed.out.strip()
     assert key not in printed.err
-    keys = Keys(path, defaults=NO_LIMITS, metrics=Metrics("tiny"))
+    keys = Keys(path, defaults=NO_LIMITS, metrics=Metrics("tiny", engines=()))
     assert keys.identify(f"Bearer {key}").limits == Limits(images_per_minute=100)
 
     assert main(command) == 2

@@ -1,0 +1,18 @@
+"""What is known of one request, filled in by its steps and read by logs, metrics and traces."""
+
+from dataclasses import dataclass, field
+
+from server.errors import Reason
+from server.telemetry.context_class import ContextClass
+from server.telemetry.phases import Phases
+
+
+@dataclass(slots=True)
+class Record:
+    """One request; in its ASGI scope as `scope["state"]["record"]`. Numbers and names only, never content."""
+
+    request_id: str
+    phases: Phases = field(default_factory=Phases)
+    context_class: ContextClass = ContextClass.UNCOUNTED
+    error: Reason | None = None
+    """Why it failed, be it with an error response or with an event inside its stream."""
