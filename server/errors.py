@@ -25,6 +25,8 @@ class Reason(StrEnum):
     QUEUE_FULL = "queue_full"
     MEMORY_FULL = "memory_full"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    EFFECTIVE_WINDOW_EXCEEDED = "effective_window_exceeded"
+    TOO_MANY_TOKENS = "too_many_tokens"
     INVALID_IMAGE = "invalid_image"
     TOO_MANY_IMAGES = "too_many_images"
     RESERVED_TOKEN = "reserved_token"  # noqa: S105 - a reason, not a secret

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, HttpUrl, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.media.links import check_endpoint, check_host_rule
+from server.prompt.window_policy import WindowPolicy
 
 MIB = 1024 * 1024
 PREFIX = "LAID_"
@@ -44,6 +45,12 @@ class Settings(BaseSettings):
     key_images_per_minute: int | None = Field(default=None, ge=1)
     key_concurrency: int | None = Field(default=None, ge=1)
     """Requests of one key at the same time, in each gateway process."""
+
+    window_policy: WindowPolicy = WindowPolicy.WARN
+    """What is done with prompts beyond the effective window; a request may ask for `reject` or `fit` by the header
+    `x-laid-window-policy`."""
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
+    """Text and images of one request, where less than the context length is to be served."""
 
     max_body_bytes: int = Field(default=64 * MIB, ge=1)
     max_parameter_bytes: int = Field(default=1 * MIB, ge=1)

@@ -1,7 +1,8 @@
 """Counts a prompt's tokens exactly as the engine will, without the engine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -28,6 +29,17 @@ class PromptCount:
     def total_image_tokens(self) -> int:
         """Tokens of all images together."""
         return sum(self.image_tokens)
+
+    def with_image_tokens(self, image_tokens: Sequence[int]) -> "PromptCount":
+        """The same prompt with images of other sizes."""
+        changes = [new - old for new, old in zip(image_tokens, self.image_tokens, strict=True)]
+        return PromptCount(
+            prompt_tokens=self.prompt_tokens + sum(changes),
+            image_tokens=tuple(image_tokens),
+            image_starts=tuple(
+                start + change for start, change in zip(self.image_starts, accumulate(changes, initial=0), strict=False)
+            ),
+        )
 
 
 class PromptCounter:
