@@ -42,6 +42,8 @@ class Checkpoint:
     context_length: int
     image_rule: ImageRule
     chat_template: str
+    tool_template: str
+    """The chat template of requests with tools."""
     special_tokens: dict[str, str]
     """Named special tokens (`eos_token` and so on) that the chat template may use."""
     effective_window: EffectiveWindow | None
@@ -65,6 +67,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         context_length=int(require(text_config, "max_position_embeddings", path / "config.json")),
         image_rule=read_image_rule(files),
         chat_template=_read_chat_template(files),
+        tool_template=_read_tool_template(files),
         special_tokens=_named_tokens(files.tokenizer),
         effective_window=_read_effective_window(path / "laid.json"),
     )
@@ -78,6 +81,14 @@ def _read_chat_template(files: ProcessorFiles) -> str:
     template = read_json(legacy).get("chat_template") if legacy.exists() else files.tokenizer.get("chat_template")
     if not isinstance(template, str):
         raise CheckpointError(f"{files.path}: no chat template; expected chat_template.jinja")
+    return template
+
+
+def _read_tool_template(files: ProcessorFiles) -> str:
+    """The template that vLLM uses as soon as there are tools: the tokenizer's before the processor's."""
+    template = files.tokenizer.get("chat_template")
+    if (files.path / "chat_template.jinja").exists() or not isinstance(template, str):
+        return _read_chat_template(files)
     return template
 
 

@@ -22,6 +22,8 @@ from server.checkpoint import Checkpoint
 
 POLL_SECONDS = 0.25
 GRACE_SECONDS = 10.0
+# Every family served has a decoder of Qwen's, and those write calls in Hermes' form.
+TOOL_ARGUMENTS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 
 
 class EngineError(RuntimeError):
@@ -129,6 +131,7 @@ def start_engine(
         # What the gateway's counts rely on.
         *("--chat-template-content-format", "openai"),
         "--enable-prompt-tokens-details",
+        *(TOOL_ARGUMENTS if "tools" in checkpoint.tool_template else ()),
         *(_cpu_arguments(checkpoint) if on_cpu else ()),
         *extra_arguments,
     ]

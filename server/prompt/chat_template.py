@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -40,9 +41,12 @@ class ChatTemplate:
                 "the gateway counts tokens only for templates that loop over a message's content parts"
             )
         self._special_tokens = special_tokens
+        self.knows_tools = "tools" in jinja2.meta.find_undeclared_variables(tree)
         self.knows_developer = '"developer"' in source or "'developer'" in source
 
-    def render(self, messages: list[dict[str, Any]], **variables: Any) -> str:
+    def render(
+        self, messages: list[dict[str, Any]], *, tools: list[dict[str, Any]] | None = None, **variables: Any
+    ) -> str:
         """The prompt's text, with one placeholder for each image and the opening of the answer at its end.
 
         Raises:
@@ -52,7 +56,7 @@ class ChatTemplate:
             return self._template.render(
                 **self._special_tokens,
                 messages=messages,
-                tools=None,
+                tools=tools,
                 documents=None,
                 add_generation_prompt=True,
                 **variables,

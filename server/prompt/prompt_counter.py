@@ -64,9 +64,27 @@ class PromptCounter:
                 raise CheckpointError(f"{source}: no token {token!r}, which stands for an image or beside one")
         self._image_id = self._tokenizer.token_to_id(self._rule.placeholder)
         self._template = ChatTemplate(checkpoint.chat_template, checkpoint.special_tokens)
+        self._tool_template = self._template
+        if checkpoint.tool_template != checkpoint.chat_template:
+            self._tool_template = ChatTemplate(checkpoint.tool_template, checkpoint.special_tokens)
         added = self._tokenizer.get_added_tokens_decoder().values()
         special = {token.content for token in added if token.special}
         self._reserved = tuple(sorted(special | set(self._rule.tokens)))
+
+    def check_tools(self, conversation: Conversation) -> None:
+        """Refuses tools, calls and their results where the model would not see them.
+
+        Raises:
+            BadRequestError: the chat template does not know tools.
+        """
+        place = conversation.uses_tools()
+        if place is not None and not self._tool_template.knows_tools:
+            raise BadRequestError(
+                Reason.UNSUPPORTED_PARAMETER,
+                f"{place}: this model's chat template does not show tools to the model; send none, or serve a "
+                "checkpoint whose template does.",
+                param=place,
+            )
 
     def image_tokens(self, size: ImageSize) -> int:
         """Tokens of one image.
@@ -104,9 +122,10 @@ class PromptCounter:
         Raises:
             BadRequestError: the chat template refuses the conversation, or does not show every image to the model.
         """
-        rendered = template_messages(conversation.messages, knows_developer=self._template.knows_developer)
+        template = self._template if conversation.tools is None else self._tool_template
+        rendered = template_messages(conversation.messages, knows_developer=template.knows_developer)
         try:
-            text = self._template.render(rendered, **variables)
+            text = template.render(rendered, tools=conversation.template_tools(), **variables)
         except TemplateRefusalError as error:
             raise BadRequestError(
                 Reason.INVALID_REQUEST,

@@ -45,6 +45,7 @@ class Admission:
             GatewayError: the first thing wrong.
         """
         draft = parse(body, self._settings)
+        self._counter.check_tools(draft.conversation)
         self._counter.check_reserved(draft.conversation)
         return draft
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from server.requests.conversation import Conversation
-from server.requests.decoding import check_amounts, decode_messages, decode_parameters, split_body
+from server.requests.decoding import check_amounts, decode_messages, decode_parameters, decode_tools, split_body
 from server.requests.draft import Draft
 from server.requests.parameters import Parameters, check_model, check_names, read_parameters
 from server.settings import Settings
@@ -22,7 +22,9 @@ def parse_chat(body: bytes, settings: Settings) -> Draft:
     check_names(set(raw))
     parameters = read_parameters(decode_parameters(raw, settings), max_choices=settings.max_choices)
     check_model(parameters, settings.model)
-    conversation = Conversation(messages=decode_messages(raw.get("messages")), name="messages")
+    conversation = Conversation(
+        messages=decode_messages(raw.get("messages")), name="messages", tools=decode_tools(raw.get("tools"))
+    )
     check_amounts(conversation, settings)
     return Draft(
         parameters=parameters,

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from server.requests.tools import Tool, ToolCall, template_tool, template_tool_call, walk_strings
+
 # The engine drops this line from system messages before rendering (vllm.renderers.chat_utils).
 BILLING_HEADER = "x-anthropic-billing-header"
 
@@ -33,7 +35,7 @@ class ImagePart(msgspec.Struct, tag_field="type", tag="image_url", forbid_unknow
 class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One message; the fields after `name` are what a client replays from an answer, most of them null."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart | ImagePart] | None = None
     name: str | None = None
     reasoning: str | None = None
@@ -42,7 +44,8 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     annotations: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
     def parts(self) -> list[TextPart | ImagePart]:
         """The content as parts: a string is one part of text, nothing is no part."""
@@ -69,6 +72,7 @@ class Conversation:
     """The parameter that holds them."""
     places: tuple[str, ...] = ()
     """Where each message is in the request; `messages[0]`, `messages[1]` and so on unless given."""
+    tools: list[Tool] | None = None
 
     def walk(self) -> Iterator[tuple[str, Message]]:
         """Place and message, in order."""
@@ -91,10 +95,31 @@ class Conversation:
                 for j, part in enumerate(message.parts()):
                     if isinstance(part, TextPart):
                         yield f"{place}.content[{j}].text", part.text
-            for field in ("name", "reasoning", "reasoning_content"):
+            for field in ("name", "reasoning", "reasoning_content", "tool_call_id"):
                 text = getattr(message, field)
                 if text is not None:
                     yield f"{place}.{field}", text
+            for j, call in enumerate(message.tool_calls or ()):
+                for text in walk_strings(template_tool_call(call)):
+                    yield f"{place}.tool_calls[{j}]", text
+        for i, tool in enumerate(self.tools or ()):
+            for text in walk_strings(template_tool(tool)):
+                yield f"tools[{i}]", text
+
+    def uses_tools(self) -> str | None:
+        """The first place in which there are tools, calls or their results."""
+        if self.tools:
+            return "tools"
+        for place, message in self.walk():
+            if message.tool_calls:
+                return f"{place}.tool_calls"
+            if message.role == "tool":
+                return place
+        return None
+
+    def template_tools(self) -> list[dict[str, Any]] | None:
+        """The tools as the engine passes them to the template."""
+        return None if self.tools is None else [template_tool(tool) for tool in self.tools]
 
     def joined_texts(self) -> Iterator[tuple[str, str]]:
         """Path and joined texts of every message: templates put nothing between parts, so the model sees one text."""
@@ -107,7 +132,12 @@ def template_messages(messages: list[Message], *, knows_developer: bool) -> list
     rendered = [_template_message(message) for message in messages]
     if any(message["role"] == "developer" for message in rendered) and not knows_developer:
         rendered = _merge_system(
-            [message | {"role": "system"} if message["role"] == "developer" else message for message in rendered]
+            [
+                {"role": "system", **{name: value for name, value in message.items() if name not in ("role", "tools")}}
+                if message["role"] == "developer"
+                else message
+                for message in rendered
+            ]
         )
     return rendered
 
@@ -120,12 +150,27 @@ def _template_message(message: Message) -> dict[str, Any]:
         {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"} for part in parts
     ]
     rendered: dict[str, Any] = {"role": message.role, "content": content}
-    reasoning = message.reasoning if message.reasoning is not None else message.reasoning_content
-    if message.role == "assistant" and reasoning is not None:
-        rendered |= {"reasoning": reasoning, "reasoning_content": reasoning}
+    if message.role == "assistant":
+        rendered |= _assistant_fields(message)
+    elif message.role == "tool":
+        rendered["tool_call_id"] = message.tool_call_id
+        if all(isinstance(part, TextPart) for part in parts):
+            rendered["content"] = "\n".join(part.text for part in parts if isinstance(part, TextPart))
+    elif message.role == "developer":
+        rendered["tools"] = None
     if message.name is not None:
         rendered["name"] = message.name
     return rendered
+
+
+def _assistant_fields(message: Message) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    reasoning = message.reasoning if message.reasoning is not None else message.reasoning_content
+    if reasoning is not None:
+        fields = {"reasoning": reasoning, "reasoning_content": reasoning}
+    if message.tool_calls:
+        fields["tool_calls"] = [template_tool_call(call) for call in message.tool_calls]
+    return fields
 
 
 def _without_billing_header(parts: list[TextPart | ImagePart]) -> Iterator[TextPart | ImagePart]:

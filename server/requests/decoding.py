@@ -1,14 +1,18 @@
 """Takes a request's JSON apart under limits, so that odd JSON can neither cost much nor reach the engine."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from server.errors import BadRequestError, GatewayError, Reason
 from server.requests.conversation import Conversation, Message
+from server.requests.tools import Tool, ToolCall, read_arguments
 from server.settings import Settings
 
+T = TypeVar("T")
+
+MAX_ARGUMENTS_DEPTH = 32
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -61,15 +65,70 @@ def decode_messages(raw: msgspec.Raw | None) -> list[Message]:
     """
     if raw is None:
         raise BadRequestError(Reason.INVALID_REQUEST, "Parameter 'messages' is missing.", param="messages")
+    messages = decode_as(list[Message], raw, "messages")
+    for i, message in enumerate(messages):
+        _check_role(message, f"messages[{i}]")
+    return messages
+
+
+def decode_as(kind: type[T], raw: msgspec.Raw, name: str) -> T:
+    """A parameter's JSON as a type.
+
+    Raises:
+        BadRequestError: malformed or misshapen; names the path.
+    """
     try:
-        return msgspec.json.decode(raw, type=list[Message])
+        return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
         # msgspec says: Expected `str`, got `int` - at `$[0].role`
         what, _, where = str(error).partition(" - at `$")
-        path = "messages" + where.rstrip("`")
+        path = name + where.rstrip("`")
         raise BadRequestError(Reason.INVALID_REQUEST, f"{path}: {what}.", param=path) from None
     except MALFORMED as error:
-        raise BadRequestError(Reason.INVALID_JSON, f"messages: {_trouble(error)}", param="messages") from None
+        raise BadRequestError(Reason.INVALID_JSON, f"{name}: {_trouble(error)}", param=name) from None
+
+
+def _check_role(message: Message, place: str) -> None:
+    if (message.role == "tool") != (message.tool_call_id is not None):
+        path = f"{place}.tool_call_id"
+        raise BadRequestError(
+            Reason.INVALID_REQUEST, f"{path}: belongs to messages of role 'tool', and to each of them.", param=path
+        )
+    if message.tool_calls is not None and message.role != "assistant":
+        path = f"{place}.tool_calls"
+        raise BadRequestError(
+            Reason.INVALID_REQUEST, f"{path}: belongs to messages of role 'assistant' only.", param=path
+        )
+    for j, call in enumerate(message.tool_calls or ()):
+        check_arguments(call, f"{place}.tool_calls[{j}].function.arguments")
+
+
+def check_arguments(call: ToolCall, path: str) -> None:
+    """Refuses a call's arguments that the engine could not read.
+
+    Raises:
+        BadRequestError: nested too deeply; names the path.
+    """
+    try:
+        too_deep = _deeper_than(read_arguments(call.function.arguments), MAX_ARGUMENTS_DEPTH)
+    except RecursionError:
+        too_deep = True
+    if too_deep:
+        raise BadRequestError(
+            Reason.INVALID_REQUEST, f"{path}: nested more than {MAX_ARGUMENTS_DEPTH} levels deep.", param=path
+        )
+
+
+def decode_tools(raw: msgspec.Raw | None) -> list[Tool] | None:
+    """The function tools.
+
+    Raises:
+        BadRequestError: misshapen, or an empty list; names the path.
+    """
+    tools = None if raw is None else decode_as(list[Tool] | None, raw, "tools")  # type: ignore[arg-type]
+    if tools == []:
+        raise BadRequestError(Reason.INVALID_REQUEST, "tools: empty, expected a tool or no 'tools'.", param="tools")
+    return tools
 
 
 def check_amounts(conversation: Conversation, settings: Settings) -> None:

@@ -20,6 +20,7 @@ ALLOWED = frozenset(
         "logprob_token_ids", "response_format", "structured_outputs", "repetition_detection",
         "reasoning_effort", "include_reasoning", "thinking_token_budget", "skip_special_tokens",
         "spaces_between_special_tokens", "return_tokens_as_token_ids", "return_token_ids", "stream_interval",
+        "tools", "tool_choice", "parallel_tool_calls",
         # Labels that OpenAI defines as having no influence on the answer.
         "user", "safety_identifier", "prompt_cache_key", "metadata",
     }
@@ -28,7 +29,7 @@ ALLOWED = frozenset(
 _TEMPLATE = "it changes how prompts are rendered, and the count of their tokens"
 _PROCESSOR = "it changes how the server processes images"
 _INTERNAL = "it is for the server's own use"
-_TOOLS = "tool calls are not served"
+_FUNCTIONS = "it is deprecated; send 'tools' and 'tool_choice'"
 
 # Parameters that the engine knows and the gateway does not let through, with the reason given to the client.
 REFUSED = {
@@ -57,11 +58,8 @@ REFUSED = {
     "return_token_offsets": _INTERNAL,
     "routed_experts_prompt_start": _INTERNAL,
     "watermarking": _INTERNAL,
-    "tools": _TOOLS,
-    "tool_choice": _TOOLS,
-    "parallel_tool_calls": _TOOLS,
-    "functions": _TOOLS,
-    "function_call": _TOOLS,
+    "functions": _FUNCTIONS,
+    "function_call": _FUNCTIONS,
     "audio": "only text is generated",
     "modalities": "only text is generated",
     "prediction": "the engine has no predicted outputs",

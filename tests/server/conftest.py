@@ -38,7 +38,12 @@ def processor() -> Any:
     wheel_guard.install()
     from distill.miniature.processor import make_processor
 
-    return make_processor()
+    processor = make_processor()
+    # Renders the same without tools, and with them in the form of Qwen3-VL's.
+    processor.chat_template = processor.tokenizer.chat_template = (
+        Path(__file__).parent / "chat_template.jinja"
+    ).read_text()
+    return processor
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """What is admitted, and how each refusal names the part it is about."""
 
 import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,7 +92,10 @@ def test_bad_json_is_refused(admit: Make, body: bytes, words: str) -> None:
         ("hello", "messages"),
         ([3], "messages[0]"),
         ([{"content": "a"}], "messages[0]"),
-        ([{"role": "tool", "content": "a"}], "messages[0].role"),
+        ([{"role": "robot", "content": "a"}], "messages[0].role"),
+        ([{"role": "tool", "content": "a"}], "messages[0].tool_call_id"),
+        ([{"role": "user", "content": "a", "tool_call_id": "x"}], "messages[0].tool_call_id"),
+        ([{"role": "assistant", "tool_calls": [{"id": "x"}]}], "messages[0].tool_calls[0]"),
         ([{"role": "user", "content": 3}], "messages[0].content"),
         ([{"role": "user", "content": ["a"]}], "messages[0].content[0]"),
         ([{"role": "user", "content": [{"text": "a"}]}], "messages[0].content[0]"),
@@ -220,3 +225,95 @@ def test_the_last_of_two_equal_keys_counts_as_for_the_engine(admit: Make) -> Non
     body = b'{"model":"other","model":"tiny","messages":[],"messages":[{"role":"user","content":"a"}]}'
 
     assert admit(body).parameters.model == json.loads(body)["model"] == "tiny"
+
+
+CITY = {"type": "object", "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+
+
+def tool(**function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "weather", "parameters": CITY} | function}
+
+
+def call(arguments: str) -> dict[str, Any]:
+    return {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+
+
+def test_tools_and_calls_are_counted(admit: Make, chat: Make) -> None:
+    plain, with_tools = admit(chat()), admit(chat(tools=[tool()], tool_choice="auto"))
+    called = chat(tools=[tool()])
+    called["messages"] += [
+        {"role": "assistant", "content": None, "tool_calls": [call('{"city": "Oslo"}')]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+    ]
+
+    assert plain.count.prompt_tokens < with_tools.count.prompt_tokens < admit(called).count.prompt_tokens
+    assert json.loads(admit(called).body) == {
+        **called,
+        "messages": [{k: v for k, v in message.items() if v is not None} for message in called["messages"]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("tools", "param"),
+    [
+        ([], "tools"),
+        ([{"type": "web_search"}], "tools[0].type"),
+        ([tool(color="red")], "tools[0].function"),
+        ([tool(name=None)], "tools[0].function.name"),
+        ([tool(parameters="x")], "tools[0].function.parameters"),
+    ],
+)
+def test_misshapen_tools_are_refused_by_path(admit: Make, chat: Make, tools: Any, param: str) -> None:
+    error = refusal(admit, chat(tools=tools))
+
+    assert (error.status, error.reason, error.param) == (400, Reason.INVALID_REQUEST, param)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tools": [tool(description="a<|im_end|>b")]}, "tools[0]"),
+        ({"tools": [tool(parameters={"a": [{"<|image_pad|>": 1}]})]}, "tools[0]"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [call('{"x": "<|im_\\u0073tart|>"}')]}]},
+            "messages[0].tool_calls[0]",
+        ),
+        ({"messages": [{"role": "tool", "tool_call_id": "a", "content": "<|im_end|>"}]}, "messages[0].content"),
+    ],
+)
+def test_control_tokens_in_tools_are_refused(admit: Make, chat: Make, body: dict[str, Any], param: str) -> None:
+    error = refusal(admit, chat() | body)
+
+    assert (error.reason, error.param) == (Reason.RESERVED_TOKEN, param)
+
+
+def test_arguments_nested_too_deeply_are_refused(admit: Make, chat: Make) -> None:
+    for depth in (40, 100_000):
+        deep = '{"a": ' + "[" * depth + "]" * depth + "}"
+        error = refusal(admit, chat() | {"messages": [{"role": "assistant", "tool_calls": [call(deep)]}]})
+
+        assert (error.reason, error.param) == (
+            Reason.INVALID_REQUEST,
+            "messages[0].tool_calls[0].function.arguments",
+        )
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tools": [tool()]}, "tools"),
+        ({"messages": [{"role": "assistant", "tool_calls": [call("{}")]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "tool", "tool_call_id": "a", "content": "b"}]}, "messages[0]"),
+    ],
+)
+def test_tools_the_template_would_hide_are_refused(
+    admit: Make, chat: Make, checkpoint_path: Path, tmp_path: Path, body: dict[str, Any], param: str
+) -> None:
+    from distill.miniature.processor import CHAT_TEMPLATE
+
+    path = Path(shutil.copytree(checkpoint_path, tmp_path / "student"))
+    (path / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+    error = refusal(admit, chat() | body, checkpoint=path)
+
+    assert (error.reason, error.param) == (Reason.UNSUPPORTED_PARAMETER, param)
