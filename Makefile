@@ -57,7 +57,7 @@ test-vllm:
 	.venv-$(VLLM)/bin/python -m pytest tests/rope_gain
 
 reproduce: install
-	$(PY) -m distill reproduce
+	$(PY) -m distill reproduce --jobs 2
 
 test-reproduce: install
 	$(PY) -m pytest -m experiment

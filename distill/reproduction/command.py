@@ -1,7 +1,6 @@
 """`distill reproduce`: the experiment of LAid in the miniature world, from nothing to its table."""
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from distill.comparison.command import write_comparison
 from distill.reproduction.arms import ARMS
 from distill.reproduction.run import Reproduction, Scale, measure_spectra, run_all
+from distill.reproduction.steps import StepError
 
 _DESCRIPTION = """\
 Trains LAid, its rivals and LAid without each of its parts, all from the same base student with the same budget of
@@ -24,7 +24,8 @@ _EXAMPLES = """examples:
   distill reproduce --only sft laid              some rows
   distill reproduce --scarce                     the same with 27 different samples of each size, met again and again
 
-A model whose report is there is neither trained nor measured again: delete its folder to have it anew.
+What training and measuring print is in each model's log.txt. A model whose report is there is neither trained nor
+measured again: delete its folder to have it anew.
 """
 
 FULL = Scale(seeds=(1, 2, 3), sizes=(1, 5, 10, 20, 50, 100, 150), items=200, spectrum_sizes=(20, 100))
@@ -51,16 +52,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a short form, to see that it works")
     size.add_argument("--scarce", action="store_true", help="few different samples, as in the paper, and fewer rows")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="models at a time, one core each (default: %(default)s)"
+    )
     parser.add_argument("--only", nargs="+", metavar="ARM", help="names of rows; the base is always among them")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the experiment and writes its tables; returns 0, or what the step that failed returned.
+    """Runs the experiment and writes its tables; returns 0, 1 if a step failed, 130 after Ctrl-C.
 
     Raises:
-        ValueError: an arm that does not exist.
+        ValueError: an arm that does not exist, or no jobs.
     """
+    if arguments.jobs < 1:
+        raise ValueError(f"--jobs: {arguments.jobs}, expected at least 1")
     names = [arm.name for arm in ARMS]
     suffix, scale, chosen = _experiment(arguments, names)
     wanted = arguments.only or chosen
@@ -71,11 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path(f"runs/reproduce{suffix}")
     reproduction = Reproduction(folder=out, scale=scale)
     try:
-        rows = run_all(reproduction, arms)
+        rows = run_all(reproduction, arms, jobs=arguments.jobs)
+        print("measuring the spectra ...", flush=True)
         measure_spectra(reproduction, arms)
-    except subprocess.CalledProcessError as error:
-        print("distill: stopped; the same command goes on from here", file=sys.stderr)
-        return int(error.returncode)
+    except (StepError, KeyboardInterrupt) as error:
+        print(f"{error}\ndistill: stopped; the same command goes on from here", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
     write_comparison(rows, base="base", out=out / "comparison")
     return 0
 

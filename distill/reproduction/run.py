@@ -1,15 +1,17 @@
-"""Trains and measures the arms, one process after the other; whatever is there already is not made again."""
+"""Trains and measures the arms, each step a process; whatever is there already is not made again."""
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from tqdm import tqdm
 
 from distill.miniature import checkpoint_path
 from distill.reproduction.arms import Arm
+from distill.reproduction.steps import Steps
 
 YARN_FACTOR = 4.0
 """So that the base's effective window of about 35 images becomes the 150 that are measured."""
@@ -48,6 +50,7 @@ class Reproduction:
 
     folder: Path
     scale: Scale
+    steps: Steps = field(default_factory=Steps)
 
     def report(self, arm: Arm, seed: int) -> Path:
         """The folder of the arm's report, trained with this seed if it is trained."""
@@ -57,17 +60,22 @@ class Reproduction:
         """Makes and measures one model, from where it was stopped.
 
         Raises:
-            subprocess.CalledProcessError: a step failed, or was interrupted, with what it printed already shown.
+            StepError: a step failed, or was interrupted.
         """
-        report = self.report(arm, seed)
-        if (report / "report.json").exists():
-            return
         self._make(arm, seed)
         options = ["--self-extend", *SELF_EXTEND] if arm.self_extend else []
-        _distill(
-            *("evaluate", self.checkpoint(arm, seed), "--out", report, "--no-write", "--resume", *options),
-            *("--items", self.scale.items, "--seed", ITEM_SEED, "--sizes", *self.scale.sizes),
+        self.steps.run(
+            self._log(arm, seed),
+            *("evaluate", self.checkpoint(arm, seed), "--out", self.report(arm, seed), "--no-write", "--resume"),
+            *("--items", self.scale.items, "--seed", ITEM_SEED, "--sizes", *self.scale.sizes, *options),
         )
+
+    def is_done(self, arm: Arm, seed: int) -> bool:
+        """Whether `run` has nothing left to do."""
+        return (self.report(arm, seed) / "report.json").exists()
+
+    def _log(self, arm: Arm, seed: int) -> Path:
+        return self._arm_folder(arm, seed) / "log.txt"
 
     def _arm_folder(self, arm: Arm, seed: int) -> Path:
         folder = self.folder / arm.name
@@ -89,19 +97,35 @@ class Reproduction:
             return
         folder = checkpoint.parent
         overrides = (f"output={folder}", f"train.seed={seed}", *self.scale.settings, *arm.overrides)
-        _distill("train", RECIPE, *overrides, "--resume")
+        if not (folder / "student").exists():
+            self.steps.run(self._log(arm, seed), "train", RECIPE, *overrides, "--resume")
         if arm.is_folded:
-            _distill("fold", folder / "student", checkpoint)
+            self.steps.run(self._log(arm, seed), "fold", folder / "student", checkpoint)
 
 
-def run_all(reproduction: Reproduction, arms: Sequence[Arm]) -> list[str]:
-    """Runs everything and returns the rows of `distill compare`: NAME=REPORT,REPORT for each arm."""
+def run_all(reproduction: Reproduction, arms: Sequence[Arm], *, jobs: int) -> list[str]:
+    """Runs everything, `jobs` models at a time, and returns the rows of `distill compare`: NAME=REPORT,REPORT an arm.
+
+    Raises:
+        StepError: a step failed; the others were stopped.
+    """
     seeds = reproduction.scale.seeds
     # Seed by seed, so that an experiment that is stopped early has whole rows.
     models = [(arm, seed) for seed in seeds for arm in arms if arm.is_trained or seed == seeds[0]]
-    for number, (arm, seed) in enumerate(models, start=1):
-        print(f"\n[{number}/{len(models)}] {arm.title}" + (f", seed {seed}" if arm.is_trained else ""), flush=True)
-        reproduction.run(arm, seed)
+    missing = [model for model in models if not reproduction.is_done(*model)]
+    done = len(models) - len(missing)
+    with ThreadPoolExecutor(jobs) as pool, tqdm(desc="reproduce", unit="model", total=len(models), initial=done) as bar:
+        futures = {pool.submit(reproduction.run, *model): model for model in missing}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                arm, seed = futures[future]
+                bar.set_postfix_str(f"last: {arm.title}" + (f", seed {seed}" if arm.is_trained else ""))
+                bar.update()
+        except BaseException:
+            # Ctrl-C, or a step that failed: the rest stops where it can go on.
+            reproduction.steps.stop()
+            raise
     return [
         f"{arm.title}=" + ",".join(str(reproduction.report(arm, seed)) for a, seed in models if a is arm)
         for arm in arms
@@ -112,7 +136,7 @@ def measure_spectra(reproduction: Reproduction, arms: Sequence[Arm]) -> None:
     """Attention against distance in every arm's model of the first seed, all in one table and one figure.
 
     Raises:
-        subprocess.CalledProcessError: as of `Reproduction.run`.
+        StepError: it failed.
     """
     scale = reproduction.scale
     out = reproduction.folder / "spectra"
@@ -120,11 +144,8 @@ def measure_spectra(reproduction: Reproduction, arms: Sequence[Arm]) -> None:
         return
     # SelfExtend is a way to run the base, not a checkpoint.
     models = [f"{arm.title}={reproduction.checkpoint(arm, scale.seeds[0])}" for arm in arms if not arm.self_extend]
-    _distill("spectrum", *models, "--images", *scale.spectrum_sizes, "--seed", ITEM_SEED, "--out", out)
-
-
-def _distill(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "distill", *map(str, arguments)], check=True)
+    asked = ("--images", *scale.spectrum_sizes, "--seed", ITEM_SEED)
+    reproduction.steps.run(out / "log.txt", "spectrum", *models, *asked, "--out", out)
 
 
 def _make_yarn(source: Path, folder: Path) -> None:

@@ -1,9 +1,14 @@
 """The verb: its smallest form here, and the short experiment in a tier of its own."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from distill.cli import main
@@ -16,12 +21,10 @@ def rows(folder: Path) -> dict[str, Any]:
     return {row["name"]: row for row in comparison["rows"]}
 
 
-def test_it_makes_measures_and_compares_and_does_nothing_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_it_makes_measures_and_compares_and_does_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scale = Scale(seeds=(1,), settings=("train.steps=2",), sizes=(1, 2), items=2, spectrum_sizes=(8,))
     monkeypatch.setattr(command, "QUICK", scale)
-    arguments = ["reproduce", "--quick", "--only", "yarn", "static", "--out", str(tmp_path)]
+    arguments = ["reproduce", "--quick", "--only", "yarn", "static", "--jobs", "2", "--out", str(tmp_path)]
 
     assert main(arguments) == 0
 
@@ -31,9 +34,10 @@ def test_it_makes_measures_and_compares_and_does_nothing_twice(
     assert yarn["rope_parameters"]["rope_type"] == "yarn"
     spectra = json.loads((tmp_path / "spectra" / "spectrum.json").read_text())
     assert list(spectra["checkpoints"]) == ["base", "base with YaRN", "LAid, static gain, folded"]
-    capfd.readouterr()
+    logs = {path: path.read_bytes() for path in tmp_path.rglob("log.txt")}
+    assert len(logs) == 4, "three models and the spectra"
     assert main(arguments) == 0
-    assert "evaluate:" not in capfd.readouterr().err
+    assert logs == {path: path.read_bytes() for path in tmp_path.rglob("log.txt")}
 
 
 def test_what_fails_stops_it_and_says_how_to_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +48,26 @@ def test_what_fails_stops_it_and_says_how_to_go_on(tmp_path: Path, capfd: pytest
 
     assert main(["reproduce", "--quick", "--only", "sft", "--out", str(tmp_path)]) == 1
 
-    assert "the same command goes on from here" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "the same command goes on from here" in said
+    assert str(tmp_path / "sft" / "seed-1" / "log.txt") in said
+
+
+def test_ctrl_c_stops_what_runs_and_the_rest_never_begins(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "distill", "reproduce", "--quick", "--only", "sft", "laid", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        log = tmp_path / "base" / "log.txt"
+        while not log.exists() or "evaluate:" not in log.read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait() == 130
+    assert "the same command goes on from here" in said
+    assert not (tmp_path / "sft").exists()
+    running = [child for child in psutil.process_iter(["cmdline"]) if str(tmp_path) in (child.info["cmdline"] or ())]
+    assert not running
 
 
 def test_an_unknown_row_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
