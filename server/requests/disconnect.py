@@ -19,20 +19,23 @@ async def run_until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -
     Raises:
         GatewayError: the client left (status 499, which nobody sees but the log and the metrics).
     """
-    task = asyncio.create_task(work)
-    watcher = asyncio.create_task(_wait_for_disconnect(receive))
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - of every coroutine
+    has_left = False
+
+    async def watch() -> None:
+        nonlocal has_left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        has_left = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise GatewayError(499, Reason.CLIENT_LEFT, "The client closed the connection.")
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if has_left and task.uncancel() == 0:
+            raise GatewayError(499, Reason.CLIENT_LEFT, "The client closed the connection.") from None
+        raise
     finally:
         watcher.cancel()
-        task.cancel()
-        # Waits until the cancelled work has closed its connection to the engine.
-        await asyncio.gather(task, watcher, return_exceptions=True)
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

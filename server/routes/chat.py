@@ -6,6 +6,7 @@ from server.exchange import Exchange
 from server.gateway import Gateway
 from server.requests.body import read_body
 from server.requests.chat import parse_chat
+from server.routes.direct import DirectRoute
 from server.traffic.caller import caller_of
 
 CHAT = "/v1/chat/completions"
@@ -13,7 +14,7 @@ CHAT = "/v1/chat/completions"
 
 def chat_routes(gateway: Gateway) -> APIRouter:
     """The one route."""
-    router = APIRouter()
+    router = APIRouter(route_class=DirectRoute)
 
     @router.post(CHAT, response_class=Response)
     async def chat(request: Request) -> Response:
