@@ -1,5 +1,6 @@
 """The gateway as an ASGI app."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,7 +11,8 @@ from server.gateway import make_gateway
 from server.routes.chat import CHAT, chat_routes
 from server.routes.models import MODELS, model_routes
 from server.routes.status import HEALTH, METRICS, READY, status_routes
-from server.settings import Settings
+from server.settings import Settings, check_environment
+from server.telemetry.logs import configure_logs
 from server.telemetry.observe import Observe
 
 
@@ -35,3 +37,16 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(make_routes(gateway), dependencies=[Depends(gateway.door.enter)])
     app.include_router(status_routes(gateway))
     return app
+
+
+def create_app_from_environment() -> FastAPI:
+    """Builds the gateway from `LAID_*` variables alone, for a server that starts it in several worker processes.
+
+    `PROMETHEUS_MULTIPROC_DIR=/run/laid uvicorn --factory server.app:create_app_from_environment --workers 4`
+
+    Raises:
+        ValueError: a variable is no setting, or has no valid value; CheckpointError and KeysFileError are.
+    """
+    check_environment(os.environ)
+    configure_logs()
+    return create_app(Settings())

@@ -1,5 +1,6 @@
 """What every request needs: made once by the app factory, the same for all."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from server.prompt.prompt_counter import PromptCount, PromptCounter
 from server.requests.admission import Admission
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
+from server.telemetry.worker_files import worker_files
 from server.traffic.door import Door
 
 
@@ -55,7 +57,7 @@ def make_gateway(settings: Settings) -> Gateway:
     """
     checkpoint = read_checkpoint(settings.checkpoint)
     context_length = settings.context_length or checkpoint.context_length
-    metrics = Metrics(settings.model, engines=(str(settings.upstream),))
+    metrics = Metrics(settings.model, engines=(str(settings.upstream),), workers=worker_files(os.environ))
     window = checkpoint.effective_window
     metrics.prompts.set_windows(context_length, 0 if window is None else window.tokens)
     return Gateway(
