@@ -29,6 +29,7 @@ class Reason(StrEnum):
     TOO_MANY_TOKENS = "too_many_tokens"
     INVALID_IMAGE = "invalid_image"
     TOO_MANY_IMAGES = "too_many_images"
+    MEDIA_BUDGET_EXCEEDED = "media_budget_exceeded"
     RESERVED_TOKEN = "reserved_token"  # noqa: S105 - a reason, not a secret
     BODY_TOO_LARGE = "body_too_large"
     BODY_TIMEOUT = "body_timeout"

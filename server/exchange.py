@@ -10,6 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 from server.engines.relay import Relay
 from server.errors import GatewayError
 from server.gateway import Gateway
+from server.media.source import RemoteUrl, UploadedFile
 from server.requests.admission import Admitted, Parse
 from server.requests.disconnect import run_until_disconnect
 from server.telemetry.context_class import context_class_of
@@ -81,8 +82,15 @@ class Exchange(Response):
     async def _admit(self) -> Admitted:
         gateway = self._gateway
         draft = await self._step(LOOP_PARSE_BYTES, gateway.admission.parse, self._body, self._parse)
-        has_images = any(draft.conversation.images())
-        admitted = await self._step(0 if has_images else LOOP_CHECK_BYTES, gateway.admission.check, draft)
+        sources = gateway.images.place(draft.conversation)
+        loaded = await gateway.loader.load(
+            [placed.source for placed in sources if isinstance(placed.source, RemoteUrl | UploadedFile)],
+            self._caller.tenant,
+            max_total_bytes=gateway.images.max_loaded_bytes(sources),
+        )
+        admitted = await self._step(
+            0 if sources else LOOP_CHECK_BYTES, gateway.admission.check, draft, sources, loaded, self._caller.tenant
+        )
         gateway.metrics.prompts.observe_media(
             body_bytes=len(self._body), image_bytes=admitted.image_bytes, image_pixels=admitted.image_pixels
         )

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from server.checkpoint import Checkpoint, read_checkpoint
 from server.engines.upstream import Upstream
+from server.media.identity import Identity
+from server.media.images import quiet_pillow
+from server.media.no_loader import NoLoader
+from server.media.request_images import ImageChecker
+from server.media.source import Loader
 from server.prompt.prompt_counter import PromptCount, PromptCounter
 from server.requests.admission import Admission
 from server.settings import Settings
@@ -23,6 +28,8 @@ class Gateway:
     context_length: int
     """In tokens."""
     upstream: Upstream
+    loader: Loader
+    images: ImageChecker
     admission: Admission
     door: Door
     metrics: Metrics
@@ -55,17 +62,24 @@ def make_gateway(settings: Settings) -> Gateway:
         CheckpointError: the checkpoint's tokens cannot be counted.
         KeysFileError: the keys file cannot be read.
     """
+    quiet_pillow()
     checkpoint = read_checkpoint(settings.checkpoint)
     context_length = settings.context_length or checkpoint.context_length
     metrics = Metrics(settings.model, engines=(str(settings.upstream),), workers=worker_files(os.environ))
     window = checkpoint.effective_window
     metrics.prompts.set_windows(context_length, 0 if window is None else window.tokens)
+    counter = PromptCounter(checkpoint)
+    secret = settings.image_secret
+    identity = Identity(None if secret is None else secret.get_secret_value())
+    images = ImageChecker(settings, counter, identity)
     return Gateway(
         settings=settings,
         checkpoint=checkpoint,
         context_length=context_length,
         upstream=Upstream(settings),
-        admission=Admission(settings, PromptCounter(checkpoint), context_length=context_length),
+        loader=NoLoader(),
+        images=images,
+        admission=Admission(settings, counter, images, context_length=context_length),
         door=Door(settings, metrics),
         metrics=metrics,
         threads=ThreadPoolExecutor(settings.admission_threads, thread_name_prefix="admission"),

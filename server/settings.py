@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, HttpUrl, model_validator
+from pydantic import AfterValidator, Field, HttpUrl, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.media.links import check_endpoint, check_host_rule
@@ -68,6 +68,17 @@ class Settings(BaseSettings):
     """One image, by its header; Pillow's own guard against bombs, and the engine's, stand above the largest value."""
     max_total_pixels: int = Field(default=400_000_000, ge=1)
     """All images of a request together, by their headers."""
+    max_total_image_bytes: int = Field(default=128 * MIB, ge=1)
+    """All images of a request together, decoded from base64, fetched or read from files."""
+    max_image_tokens: int = Field(default=262_144, ge=1)
+    """All images of a request together; the context length limits them too, with the text."""
+    max_remembered_images: int = Field(default=65_536, ge=1)
+    """Of so many images it is remembered that they decode, and their size; about 200 bytes each."""
+    max_engine_images: int = Field(default=4096, ge=1)
+    """Of so many images it is remembered that an engine holds them, so that only their names are sent again."""
+    image_secret: SecretStr | None = Field(default=None, min_length=16)
+    """Keys the names under which engines cache images; several gateways before the same engines need the same one.
+    By default each process makes its own."""
     max_choices: int = Field(default=16, ge=1)
     """The largest `n`."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from starlette.types import Send
 
-from server.engines.connection import Answer, ConnectionFailedError
+from server.engines.connection import Answer, ConnectionFailedError, Pieces
 from server.engines.upstream import Upstream, engine_failure, read_json
 from server.engines.usage import complete_usage
 from server.errors import GatewayError, Reason
@@ -52,8 +52,11 @@ class Relay:
         self._record.phases.begin(Phase.FIRST_TOKEN if is_stream else Phase.ANSWER)
         await (self._stream(send) if is_stream else self._answer(send))
 
+    async def _pieces(self) -> Pieces:
+        return (await self._admitted.body.payload(frozenset())).pieces
+
     async def _answer(self, send: Send) -> None:
-        with await self._upstream.chat((self._admitted.body,), self._record.request_id) as answer:
+        with await self._upstream.chat(await self._pieces(), self._record.request_id) as answer:
             value = await read_json(answer, self._settings)
         self._record.phases.end()
         if isinstance(usage := value.get("usage"), dict):
@@ -64,7 +67,7 @@ class Relay:
         await send({"type": "http.response.body", "body": body})
 
     async def _stream(self, send: Send) -> None:
-        with await self._upstream.chat((self._admitted.body,), self._record.request_id) as answer:
+        with await self._upstream.chat(await self._pieces(), self._record.request_id) as answer:
             headers = self._headers | {
                 "content-type": "text/event-stream; charset=utf-8",
                 "cache-control": "no-cache",

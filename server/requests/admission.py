@@ -1,14 +1,15 @@
 """Decides on a request before the engine sees it: parses, checks, counts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from server.errors import BadRequestError, Reason
-from server.media.request_images import RequestImage, read_images, verify_images
+from server.media.request_images import ImageChecker, RequestImage
+from server.media.source import Content, ImageError, PlacedSource
 from server.prompt.prompt_counter import PromptCount, PromptCounter
 from server.requests.draft import Draft
-from server.requests.engine_body import engine_body
+from server.requests.engine_body import EngineBody
 from server.requests.parameters import Parameters
 from server.settings import Settings
 
@@ -22,20 +23,31 @@ class Admitted:
 
     parameters: Parameters
     count: PromptCount
-    body: bytes
+    body: EngineBody
     """What the engine gets."""
-    image_bytes: int
-    """Of all images together, as files."""
-    image_pixels: int
-    """Of all images together, by their headers."""
+    images: Sequence[RequestImage]
+    """In the order of the prompt."""
+
+    @property
+    def image_bytes(self) -> int:
+        """Of all images together, as files."""
+        return sum(image.num_bytes for image in self.images)
+
+    @property
+    def image_pixels(self) -> int:
+        """Of all images together."""
+        return sum(image.size.pixels for image in self.images)
 
 
 class Admission:
     """Every check of a request, in two steps; both block, so long bodies are for a worker thread."""
 
-    def __init__(self, settings: Settings, counter: PromptCounter, *, context_length: int) -> None:
+    def __init__(
+        self, settings: Settings, counter: PromptCounter, images: ImageChecker, *, context_length: int
+    ) -> None:
         self._settings = settings
         self._counter = counter
+        self._images = images
         self._context_length = context_length
 
     def parse(self, body: bytes, parse: Parse) -> Draft:
@@ -49,24 +61,26 @@ class Admission:
         self._counter.check_reserved(draft.conversation)
         return draft
 
-    def check(self, draft: Draft) -> Admitted:
+    def check(
+        self, draft: Draft, sources: Sequence[PlacedSource], loaded: Sequence[Content | ImageError], tenant: str
+    ) -> Admitted:
         """Image headers, length, and the images' data last.
+
+        Args:
+            draft: from `parse`.
+            sources: its images.
+            loaded: what came of each of them that is not in the body, in order.
+            tenant: whose images they are.
 
         Raises:
             GatewayError: the first thing wrong; of images all that are wrong.
         """
-        images = read_images(draft.conversation, self._counter, self._settings)
+        images = self._images.read(sources, loaded, tenant)
         sizes = [image.size for image in images]
         count = self._counter.count(draft.conversation, sizes, **_template_variables(draft.parameters))
         self._check_length(count, images, draft)
-        verify_images(images)
-        return Admitted(
-            parameters=draft.parameters,
-            count=count,
-            body=engine_body(draft),
-            image_bytes=sum(len(image.content) for image in images),
-            image_pixels=sum(size.pixels for size in sizes),
-        )
+        images = self._images.verify(images)
+        return Admitted(parameters=draft.parameters, count=count, body=EngineBody(draft, images), images=images)
 
     def _check_length(self, count: PromptCount, images: list[RequestImage], draft: Draft) -> None:
         limit, parameters = self._context_length, draft.parameters
