@@ -1,6 +1,7 @@
 """A request as the gateway checks it, without a socket."""
 
 import asyncio
+import functools
 import json
 from collections.abc import Callable, Container
 from typing import Any
@@ -20,12 +21,13 @@ from server.settings import Settings
 @pytest.fixture
 def admit(make_settings: Callable[..., Settings]) -> Callable[..., Admitted]:
     """Parses and checks a body; `load` stands for whatever brings links and uploaded files to this machine."""
-    counter = PromptCounter(read_checkpoint(make_settings().checkpoint))
+    counter_of = functools.cache(lambda checkpoint: PromptCounter(read_checkpoint(checkpoint)))
 
     def admit_body(
         body: Any, *, load: Callable[[Any], Content | ImageError] | None = None, tenant: str = "t", **changes: Any
     ) -> Admitted:
         settings = make_settings(**changes)
+        counter = counter_of(settings.checkpoint)
         content = body if isinstance(body, bytes | bytearray) else json.dumps(body).encode()
         images = ImageChecker(settings, counter, Identity("a secret of the tests"))
         admission = Admission(settings, counter, images, context_length=2048)
