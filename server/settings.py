@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.media.links import check_endpoint, check_host_rule
 from server.prompt.window_policy import WindowPolicy
+from server.requests.parameters import check_allowable
 
 MIB = 1024 * 1024
 PREFIX = "LAID_"
@@ -51,6 +52,10 @@ class Settings(BaseSettings):
     `x-laid-window-policy`."""
     max_prompt_tokens: int | None = Field(default=None, ge=1)
     """Text and images of one request, where less than the context length is to be served."""
+
+    allowed_parameters: Annotated[frozenset[str], AfterValidator(check_allowable)] = frozenset()
+    """Parameters of vLLM that change the server's behaviour for others and are refused unless named here, such as
+    `["priority"]`; those that would change the count of tokens cannot be allowed."""
 
     max_body_bytes: int = Field(default=64 * MIB, ge=1)
     max_parameter_bytes: int = Field(default=1 * MIB, ge=1)

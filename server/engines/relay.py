@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from starlette.types import Send
 
-from server.engines.connection import Answer, ConnectionFailedError, Pieces
+from server.engines.connection import Answer, ConnectionFailedError
 from server.engines.upstream import Upstream, engine_failure, read_json
 from server.engines.usage import complete_usage
 from server.errors import GatewayError, Reason
@@ -52,29 +52,36 @@ class Relay:
         self._record.phases.begin(Phase.FIRST_TOKEN if is_stream else Phase.ANSWER)
         await (self._stream(send) if is_stream else self._answer(send))
 
-    async def _pieces(self) -> Pieces:
-        return (await self._admitted.body.payload(frozenset())).pieces
+    async def _ask(self) -> Answer:
+        payload = await self._admitted.body.payload(frozenset())
+        return await self._upstream.ask(self._admitted.engine_path, payload.pieces, self._record.request_id)
 
     async def _answer(self, send: Send) -> None:
-        with await self._upstream.chat(await self._pieces(), self._record.request_id) as answer:
+        with await self._ask() as answer:
             value = await read_json(answer, self._settings)
         self._record.phases.end()
         if isinstance(usage := value.get("usage"), dict):
             self._take_usage(usage)
-        body = msgspec.json.encode(value)
+        form = self._admitted.form
+        body = msgspec.json.encode(value if form is None else form.whole(value))
         headers = self._headers | {"content-type": "application/json", "content-length": str(len(body))}
         await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
         await send({"type": "http.response.body", "body": body})
 
     async def _stream(self, send: Send) -> None:
-        with await self._upstream.chat(await self._pieces(), self._record.request_id) as answer:
+        with await self._ask() as answer:
             headers = self._headers | {
                 "content-type": "text/event-stream; charset=utf-8",
                 "cache-control": "no-cache",
                 "x-accel-buffering": "no",
             }
             await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
+            form = self._admitted.form
+            if form is not None:
+                await send({"type": "http.response.body", "body": form.opening(), "more_body": True})
             last = await self._pump(answer, send)
+            if form is not None and last == DONE:
+                last = form.closing()
         await send({"type": "http.response.body", "body": last})
 
     async def _pump(self, answer: Answer, send: Send) -> bytes:
@@ -108,13 +115,17 @@ class Relay:
         # Quotes inside generated text are escaped, so that text never matches these.
         if event.startswith(b'data: {"error"'):
             return self._error_event(engine_failure(_event_json(event).get("error")))
-        if b'"usage":{' not in event:
+        form = self._admitted.form
+        if form is None and b'"usage":{' not in event:
             return event
         chunk = _event_json(event)
-        if not isinstance(usage := chunk.get("usage"), dict):
-            return event
         is_last = not chunk.get("choices")
-        self._take_usage(usage, compare=is_last)
+        if isinstance(usage := chunk.get("usage"), dict):
+            self._take_usage(usage, compare=is_last)
+        if form is not None:
+            return form.chunk(chunk)
+        if usage is None:
+            return event
         if is_last and not self._admitted.parameters.include_usage:
             return b""
         return _event(chunk)
@@ -130,7 +141,8 @@ class Relay:
 
     def _error_event(self, error: GatewayError) -> bytes:
         self._record.error = error.reason
-        return _event(error.body())
+        form = self._admitted.form
+        return _event(error.body()) if form is None else form.failed(error)
 
 
 async def _whole_events(answer: Answer) -> AsyncIterator[list[bytes]]:

@@ -33,7 +33,7 @@ class Upstream:
             return False
         return answer.status == 200
 
-    async def chat(self, body: Pieces, request_id: str) -> Answer:
+    async def ask(self, path: str, body: Pieces, request_id: str) -> Answer:
         """The engine's answer with status 200, still arriving; closing it early cancels the request in the engine.
 
         Raises:
@@ -43,7 +43,7 @@ class Upstream:
         try:
             answer = await self._client.ask(
                 "POST",
-                "/v1/chat/completions",
+                path,
                 headers=headers,
                 body=body,
                 silence_seconds=self._settings.first_byte_timeout_seconds,

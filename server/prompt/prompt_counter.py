@@ -100,6 +100,8 @@ class PromptCounter:
         Raises:
             BadRequestError: names the path and the token.
         """
+        if isinstance(conversation.prompt, list):
+            self._check_reserved_ids(conversation.prompt)
         normalizer = self._tokenizer.normalizer
         for path, text in chain(conversation.texts(), conversation.joined_texts()):
             normal = text if normalizer is None or text.isascii() else normalizer.normalize_str(text)
@@ -110,6 +112,18 @@ class PromptCounter:
                         f"{path} contains {token!r}, which is reserved for the model's own control tokens.",
                         param=path,
                     )
+
+    def _check_reserved_ids(self, ids: list[int]) -> None:
+        for token in self._reserved:
+            if self._tokenizer.token_to_id(token) in ids:
+                raise BadRequestError(
+                    Reason.RESERVED_TOKEN,
+                    f"prompt contains the id of {token!r}, which is reserved for the model's own control tokens.",
+                    param="prompt",
+                )
+
+    def _count_plain(self, prompt: str | list[int]) -> int:
+        return len(self._tokenizer.encode(prompt).ids if isinstance(prompt, str) else prompt)
 
     def count(self, conversation: Conversation, sizes: list[ImageSize], **variables: Any) -> PromptCount:
         """Counts the whole prompt.
@@ -122,6 +136,8 @@ class PromptCounter:
         Raises:
             BadRequestError: the chat template refuses the conversation, or does not show every image to the model.
         """
+        if conversation.prompt is not None:
+            return PromptCount(prompt_tokens=self._count_plain(conversation.prompt), image_tokens=(), image_starts=())
         template = self._template if conversation.tools is None else self._tool_template
         rendered = template_messages(conversation.messages, knows_developer=template.knows_developer)
         try:

@@ -8,6 +8,7 @@ from server.errors import BadRequestError, Reason
 from server.media.request_images import ImageChecker, RequestImage
 from server.media.source import Content, ImageError, PlacedSource
 from server.prompt.prompt_counter import PromptCount, PromptCounter
+from server.requests.answer_form import AnswerForm
 from server.requests.draft import Draft
 from server.requests.engine_body import EngineBody
 from server.requests.parameters import Parameters
@@ -22,6 +23,8 @@ class Admitted:
     """A request that may go to the engine."""
 
     parameters: Parameters
+    engine_path: str
+    form: AnswerForm | None
     count: PromptCount
     body: EngineBody
     """What the engine gets."""
@@ -80,7 +83,14 @@ class Admission:
         count = self._counter.count(draft.conversation, sizes, **_template_variables(draft.parameters))
         self._check_length(count, images, draft)
         images = self._images.verify(images)
-        return Admitted(parameters=draft.parameters, count=count, body=EngineBody(draft, images), images=images)
+        return Admitted(
+            parameters=draft.parameters,
+            engine_path=draft.engine_path,
+            form=draft.form,
+            count=count,
+            body=EngineBody(draft, images),
+            images=images,
+        )
 
     def _check_length(self, count: PromptCount, images: list[RequestImage], draft: Draft) -> None:
         limit, parameters = self._context_length, draft.parameters

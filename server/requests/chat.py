@@ -8,7 +8,7 @@ import msgspec
 from server.requests.conversation import Conversation
 from server.requests.decoding import check_amounts, decode_messages, decode_parameters, decode_tools, split_body
 from server.requests.draft import Draft
-from server.requests.parameters import Parameters, check_model, check_names, read_parameters
+from server.requests.parameters import ALLOWED, REFUSED, Parameters, check_model, check_names, read_parameters
 from server.settings import Settings
 
 
@@ -19,7 +19,7 @@ def parse_chat(body: bytes, settings: Settings) -> Draft:
         GatewayError: the first thing wrong.
     """
     raw = split_body(body)
-    check_names(set(raw))
+    check_names(set(raw), ALLOWED | settings.allowed_parameters, REFUSED)
     parameters = read_parameters(decode_parameters(raw, settings), max_choices=settings.max_choices)
     check_model(parameters, settings.model)
     conversation = Conversation(
@@ -29,11 +29,12 @@ def parse_chat(body: bytes, settings: Settings) -> Draft:
     return Draft(
         parameters=parameters,
         conversation=conversation,
-        engine_parameters=_engine_parameters(raw, parameters),
+        engine_parameters=engine_parameters(raw, parameters),
     )
 
 
-def _engine_parameters(raw: Mapping[str, msgspec.Raw], parameters: Parameters) -> dict[str, Any]:
+def engine_parameters(raw: Mapping[str, msgspec.Raw], parameters: Parameters) -> dict[str, Any]:
+    """What the engine is asked beside the messages: the client's own JSON."""
     passed: dict[str, Any] = {name: value for name, value in raw.items() if name != "messages"}
     if parameters.stream and not parameters.include_usage:
         # Every count is checked by the engine's usage, asked for or not.

@@ -63,45 +63,62 @@ class ImageSource:
     part: ImagePart
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where in a request a message is."""
+
+    message: str
+    """`messages[0]`"""
+    content: str
+    """`messages[0].content`"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """A request's messages, and where the client wrote each of them."""
+    """What the model is shown: messages, or for completions a plain prompt; and where the client wrote it."""
 
     messages: list[Message]
     name: str
     """The parameter that holds them."""
-    places: tuple[str, ...] = ()
-    """Where each message is in the request; `messages[0]`, `messages[1]` and so on unless given."""
+    places: tuple[Place, ...] = ()
+    """Where each message is; `messages[0]`, `messages[1]` and so on unless given."""
     tools: list[Tool] | None = None
+    prompt: str | list[int] | None = None
+    """A text or its tokens, in place of messages."""
 
-    def walk(self) -> Iterator[tuple[str, Message]]:
+    def walk(self) -> Iterator[tuple[Place, Message]]:
         """Place and message, in order."""
-        places = self.places or (f"{self.name}[{i}]" for i in range(len(self.messages)))
-        return zip(places, self.messages, strict=True)
+        if self.places:
+            yield from zip(self.places, self.messages, strict=True)
+            return
+        for i, message in enumerate(self.messages):
+            yield Place(f"{self.name}[{i}]", f"{self.name}[{i}].content"), message
 
     def images(self) -> Iterator[ImageSource]:
         """Every image, in the order of the prompt."""
         for place, message in self.walk():
             for j, part in enumerate(message.parts()):
                 if isinstance(part, ImagePart):
-                    yield ImageSource(path=f"{place}.content[{j}].image_url", part=part)
+                    yield ImageSource(path=f"{place.content}[{j}].image_url", part=part)
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Path and text of every string that the chat template may put into the prompt, each once."""
+        if isinstance(self.prompt, str):
+            yield self.name, self.prompt
         for place, message in self.walk():
             if isinstance(message.content, str):
-                yield f"{place}.content", message.content
+                yield place.content, message.content
             else:
                 for j, part in enumerate(message.parts()):
                     if isinstance(part, TextPart):
-                        yield f"{place}.content[{j}].text", part.text
+                        yield f"{place.content}[{j}].text", part.text
             for field in ("name", "reasoning", "reasoning_content", "tool_call_id"):
                 text = getattr(message, field)
                 if text is not None:
-                    yield f"{place}.{field}", text
+                    yield f"{place.message}.{field}", text
             for j, call in enumerate(message.tool_calls or ()):
                 for text in walk_strings(template_tool_call(call)):
-                    yield f"{place}.tool_calls[{j}]", text
+                    yield f"{place.message}.tool_calls[{j}]", text
         for i, tool in enumerate(self.tools or ()):
             for text in walk_strings(template_tool(tool)):
                 yield f"tools[{i}]", text
@@ -112,9 +129,9 @@ class Conversation:
             return "tools"
         for place, message in self.walk():
             if message.tool_calls:
-                return f"{place}.tool_calls"
+                return f"{place.message}.tool_calls"
             if message.role == "tool":
-                return place
+                return place.message
         return None
 
     def template_tools(self) -> list[dict[str, Any]] | None:
@@ -124,7 +141,7 @@ class Conversation:
     def joined_texts(self) -> Iterator[tuple[str, str]]:
         """Path and joined texts of every message: templates put nothing between parts, so the model sees one text."""
         for place, message in self.walk():
-            yield f"{place}.content", "".join(part.text for part in message.parts() if isinstance(part, TextPart))
+            yield place.content, "".join(part.text for part in message.parts() if isinstance(part, TextPart))
 
 
 def template_messages(messages: list[Message], *, knows_developer: bool) -> list[dict[str, Any]]:

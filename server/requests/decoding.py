@@ -12,6 +12,8 @@ from server.settings import Settings
 
 T = TypeVar("T")
 
+CONTENT = ("messages", "input", "prompt")
+"""The parameters that hold a prompt, with limits of their own."""
 MAX_ARGUMENTS_DEPTH = 32
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -31,12 +33,12 @@ def split_body(body: bytes) -> dict[str, msgspec.Raw]:
 
 
 def decode_parameters(raw: Mapping[str, msgspec.Raw], settings: Settings) -> dict[str, Any]:
-    """Every parameter but the messages.
+    """Every parameter but the prompt's.
 
     Raises:
         GatewayError: over the limits on bytes or depth, or malformed; names the parameter.
     """
-    parts = {name: value for name, value in raw.items() if name != "messages"}
+    parts = {name: value for name, value in raw.items() if name not in CONTENT}
     total = sum(len(memoryview(value)) for value in parts.values())
     if total > settings.max_parameter_bytes:
         raise GatewayError(
@@ -46,15 +48,24 @@ def decode_parameters(raw: Mapping[str, msgspec.Raw], settings: Settings) -> dic
         )
     values = {}
     for name, value in parts.items():
-        try:
-            values[name] = msgspec.json.decode(value)
-        except MALFORMED as error:
-            raise BadRequestError(Reason.INVALID_JSON, f"{name}: {_trouble(error)}", param=name) from None
+        values[name] = decode_any(value, name)
         if _deeper_than(values[name], settings.max_json_depth):
             raise BadRequestError(
                 Reason.INVALID_JSON, f"{name}: nested more than {settings.max_json_depth} levels deep.", param=name
             )
     return values
+
+
+def decode_any(raw: msgspec.Raw, name: str) -> Any:
+    """A parameter's JSON, whatever it is.
+
+    Raises:
+        BadRequestError: malformed; names the parameter.
+    """
+    try:
+        return msgspec.json.decode(raw)
+    except MALFORMED as error:
+        raise BadRequestError(Reason.INVALID_JSON, f"{name}: {_trouble(error)}", param=name) from None
 
 
 def decode_messages(raw: msgspec.Raw | None) -> list[Message]:
@@ -141,7 +152,7 @@ def check_amounts(conversation: Conversation, settings: Settings) -> None:
     num_parts = sum(len(message.parts()) for message in messages)
     num_characters = sum(len(text) for _, text in conversation.texts())
     for name, value, low, high in (
-        ("messages", len(messages), 1, settings.max_messages),
+        ("messages", len(messages), 1 if conversation.prompt is None else 0, settings.max_messages),
         ("content parts", num_parts, 0, settings.max_parts),
         ("characters of text", num_characters, 0, settings.max_text_characters),
     ):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from server.requests.answer_form import AnswerForm
 from server.requests.conversation import Conversation
 from server.requests.parameters import Parameters
 
@@ -17,3 +18,7 @@ class Draft:
     conversation: Conversation
     engine_parameters: Mapping[str, Any]
     """What the engine is asked beside the messages, by name; values of `msgspec.Raw` are the client's own JSON."""
+    engine_path: str = "/v1/chat/completions"
+    """Where in the engine this is answered."""
+    form: AnswerForm | None = None
+    """How the engine's answer is put for the client; None: as it is."""

@@ -36,8 +36,10 @@ class EngineBody:
 
     def __init__(self, draft: Draft, images: Sequence[RequestImage]) -> None:
         """`images` are the draft's own, in order."""
-        messages = [_without_images(message) for message in draft.conversation.messages]
-        self._texts = msgspec.json.encode({**draft.engine_parameters, "messages": messages}).split(_HOLE)
+        asked = dict(draft.engine_parameters)
+        if draft.conversation.prompt is None:
+            asked["messages"] = [_without_images(message) for message in draft.conversation.messages]
+        self._texts = msgspec.json.encode(asked).split(_HOLE)
         self._images = images
 
     @property

@@ -1,6 +1,7 @@
 """Which parameters a request may carry, and why the others may not."""
 
 import difflib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,18 +12,29 @@ from server.errors import BadRequestError, GatewayError, Reason
 T = TypeVar("T")
 
 # OpenAI's and vLLM's own parameters of this request alone: passed to the engine, which checks their values.
-ALLOWED = frozenset(
+SAMPLING = frozenset(
     {
-        "messages", "model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens",
         "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
         "length_penalty", "seed", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens",
-        "logit_bias", "bad_words", "allowed_token_ids", "logprobs", "top_logprobs", "prompt_logprobs",
-        "logprob_token_ids", "response_format", "structured_outputs", "repetition_detection",
-        "reasoning_effort", "include_reasoning", "thinking_token_budget", "skip_special_tokens",
-        "spaces_between_special_tokens", "return_tokens_as_token_ids", "return_token_ids", "stream_interval",
-        "tools", "tool_choice", "parallel_tool_calls",
-        # Labels that OpenAI defines as having no influence on the answer.
-        "user", "safety_identifier", "prompt_cache_key", "metadata",
+        "logit_bias", "bad_words", "allowed_token_ids", "logprob_token_ids", "structured_outputs",
+        "repetition_detection", "thinking_token_budget", "skip_special_tokens", "spaces_between_special_tokens",
+        "return_tokens_as_token_ids", "stream_interval",
+    }
+)  # fmt: skip
+# Labels that OpenAI defines as having no influence on the answer.
+LABELS = frozenset({"user", "safety_identifier", "prompt_cache_key", "metadata"})
+
+ALLOWED = SAMPLING | LABELS | frozenset(
+    {
+        "messages", "model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens", "logprobs",
+        "top_logprobs", "prompt_logprobs", "response_format", "reasoning_effort", "include_reasoning",
+        "return_token_ids", "tools", "tool_choice", "parallel_tool_calls",
+    }
+)  # fmt: skip
+ALLOWED_IN_COMPLETIONS = SAMPLING | LABELS | frozenset(
+    {
+        "prompt", "model", "stream", "stream_options", "n", "max_tokens", "logprobs", "prompt_logprobs",
+        "response_format", "return_token_ids",
     }
 )  # fmt: skip
 
@@ -68,6 +80,23 @@ REFUSED = {
     "web_search_options": "there is no web search",
     "verbosity": "the model has no such control",
 }
+REFUSED_IN_COMPLETIONS = {
+    **REFUSED,
+    "best_of": "the engine has no such choice; send 'n'",
+    "echo": "the prompt is not sent back",
+    "suffix": "the engine does not fill in between two texts",
+    "prompt_embeds": "embeddings are not taken as input",
+    "messages": "it belongs to /v1/chat/completions",
+    "tools": "they belong to /v1/chat/completions",
+}
+# What the operator may allow by the setting `allowed_parameters`; the others of the above would break the count of
+# tokens, or are not there to be allowed.
+ALLOWABLE = frozenset(
+    {
+        "priority", "use_beam_search", "cache_salt", "session_id", "kv_transfer_params", "ec_transfer_params",
+        "vllm_xargs", "watermarking", "routed_experts_prompt_start",
+    }
+)  # fmt: skip
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -92,22 +121,39 @@ class Parameters:
     reasoning_effort: str | None
 
 
-def check_names(names: set[str]) -> None:
-    """Refuses every parameter that is not in `ALLOWED`.
+def check_names(names: set[str], allowed: Collection[str], refused: Mapping[str, str]) -> None:
+    """Refuses every parameter that is not allowed.
+
+    Args:
+        names: all that the request has.
+        allowed: names that may be there.
+        refused: known names that may not, each with the reason.
 
     Raises:
         BadRequestError: names the parameter, and the reason or the nearest known name.
     """
-    for name in sorted(names - ALLOWED):
-        if name in REFUSED:
+    for name in sorted(names.difference(allowed)):
+        if name in refused:
             raise BadRequestError(
                 Reason.UNSUPPORTED_PARAMETER,
-                f"Parameter {name!r} is not accepted: {REFUSED[name]}.",
+                f"Parameter {name!r} is not accepted: {refused[name]}.",
                 param=name,
             )
-        near = difflib.get_close_matches(name[:64], sorted(ALLOWED), n=1)
+        near = difflib.get_close_matches(name[:64], sorted(allowed), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise BadRequestError(Reason.UNKNOWN_PARAMETER, f"Unknown parameter {name[:64]!r}.{hint}", param=name[:64])
+
+
+def check_allowable(names: frozenset[str]) -> frozenset[str]:
+    """The setting `allowed_parameters`, checked.
+
+    Raises:
+        ValueError: one of them cannot be allowed.
+    """
+    for name in sorted(names - ALLOWABLE):
+        reason = f": {REFUSED[name]}" if name in REFUSED else ""
+        raise ValueError(f"{name!r} cannot be allowed{reason}; expected any of {', '.join(sorted(ALLOWABLE))}")
+    return names
 
 
 def read_parameters(values: dict[str, Any], *, max_choices: int) -> Parameters:
