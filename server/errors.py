@@ -3,6 +3,7 @@
 GatewayError            carries status, reason, message and the part of the request it is about
 ├── BadRequestError          400, a retry cannot help
 ├── UnknownKeyError          401, without a word of the key
+├── RateLimitError           429, with Retry-After where waiting helps
 └── EngineUnavailableError   503, with Retry-After
 """
 
@@ -99,6 +100,13 @@ class UnknownKeyError(GatewayError):
     def headers(self) -> dict[str, str]:
         """Names the scheme, as HTTP asks of every 401."""
         return super().headers() | {"www-authenticate": "Bearer"}
+
+
+class RateLimitError(GatewayError):
+    """429: the caller asks for more than its key may use."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None) -> None:
+        super().__init__(429, Reason.RATE_LIMIT_EXCEEDED, message, retry_after_seconds=retry_after_seconds)
 
 
 class EngineUnavailableError(GatewayError):

@@ -12,11 +12,14 @@ from server.errors import GatewayError
 from server.gateway import Gateway
 from server.media.source import RemoteUrl, UploadedFile
 from server.requests.admission import Admitted, Parse
+from server.requests.body import Body
 from server.requests.disconnect import run_until_disconnect
 from server.telemetry.context_class import context_class_of
 from server.telemetry.phases import Phase
 from server.telemetry.record import Record
 from server.traffic.caller import Caller
+from server.traffic.lanes import Room
+from server.traffic.limiter import Costs
 
 T = TypeVar("T")
 # Up to these sizes a step takes less than 3 ms, mostly far less, and the way to a thread and back costs more than it.
@@ -27,12 +30,13 @@ LOOP_CHECK_BYTES = 4 * 1024
 class Exchange(Response):
     """A request whose body was read; as a Starlette response it is sent after the handler returned it."""
 
-    def __init__(self, gateway: Gateway, caller: Caller, body: bytes, parse: Parse) -> None:
+    def __init__(self, gateway: Gateway, caller: Caller, body: Body, parse: Parse) -> None:
         """`parse` is the route's own way to take its body apart."""
         super().__init__()
         self._gateway = gateway
         self._caller = caller
-        self._body = body
+        self._body = body.content
+        self._memory = body.room
         self._parse = parse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,7 +55,7 @@ class Exchange(Response):
             await send(message)
 
         try:
-            with metrics.in_flight.track_inprogress():
+            with self._memory, metrics.in_flight.track_inprogress(), self._gateway.slots.hold(self._caller):
                 await run_until_disconnect(receive, self._serve(send_noting, record))
         except GatewayError as error:
             if not has_begun:
@@ -68,16 +72,18 @@ class Exchange(Response):
         record.phases.begin(Phase.CHECK)
         admitted = await self._admit()
         record.context_class = context_class_of(admitted.count.prompt_tokens)
-        relay = Relay(
-            admitted,
-            upstream=self._gateway.upstream,
-            metrics=self._gateway.metrics,
-            settings=self._gateway.settings,
-            headers=self._gateway.observe_window(admitted.count),
-            record=record,
-        )
-        with self._gateway.metrics.traffic.tokens_in_flight_for(admitted.count.prompt_tokens):
-            await relay.carry(send)
+        with await self._take_room(admitted, record) as prefill:
+            relay = Relay(
+                admitted,
+                upstream=self._gateway.upstream,
+                metrics=self._gateway.metrics,
+                settings=self._gateway.settings,
+                headers=self._gateway.observe_window(admitted.count),
+                record=record,
+                prefill=prefill,
+            )
+            with self._gateway.metrics.traffic.tokens_in_flight_for(admitted.count.prompt_tokens):
+                await relay.carry(send)
 
     async def _admit(self) -> Admitted:
         gateway = self._gateway
@@ -95,6 +101,14 @@ class Exchange(Response):
             body_bytes=len(self._body), image_bytes=admitted.image_bytes, image_pixels=admitted.image_pixels
         )
         return admitted
+
+    async def _take_room(self, admitted: Admitted, record: Record) -> Room:
+        """Counts the prompt against its key's limits, then waits for its turn."""
+        record.phases.begin(Phase.QUEUE)
+        count = admitted.count
+        costs: Costs = {"tokens": count.prompt_tokens, "images": len(count.image_tokens)}
+        await self._gateway.limiter.spend(self._caller, costs, record.headers)
+        return await self._gateway.prefill.take(count.prompt_tokens)
 
     async def _step(self, loop_bytes: int, step: Callable[..., T], *arguments: Any) -> T:
         """Runs a blocking step: here for a body of up to `loop_bytes`, else in a thread."""

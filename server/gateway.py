@@ -16,7 +16,11 @@ from server.requests.admission import Admission
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from server.telemetry.worker_files import worker_files
+from server.traffic.bounds import make_body_lanes, make_prefill_lanes
 from server.traffic.door import Door
+from server.traffic.lanes import Lanes
+from server.traffic.limiter import Limiter
+from server.traffic.slots import Slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,12 @@ class Gateway:
     images: ImageChecker
     admission: Admission
     door: Door
+    limiter: Limiter
+    slots: Slots
+    prefill: Lanes
+    """Prompt tokens that the engine has before their first answer token."""
+    memory: Lanes
+    """Bytes of bodies."""
     metrics: Metrics
     threads: ThreadPoolExecutor
     """For whatever takes longer than the event loop may wait."""
@@ -39,6 +49,7 @@ class Gateway:
     async def aclose(self) -> None:
         """Closes connections and threads."""
         self.upstream.close()
+        await self.limiter.aclose()
         self.threads.shutdown()
 
     def observe_window(self, count: PromptCount) -> dict[str, str]:
@@ -61,6 +72,7 @@ def make_gateway(settings: Settings) -> Gateway:
     Raises:
         CheckpointError: the checkpoint's tokens cannot be counted.
         KeysFileError: the keys file cannot be read.
+        ValueError: bounds that leave no room for one of the largest requests.
     """
     quiet_pillow()
     checkpoint = read_checkpoint(settings.checkpoint)
@@ -72,6 +84,7 @@ def make_gateway(settings: Settings) -> Gateway:
     secret = settings.image_secret
     identity = Identity(None if secret is None else secret.get_secret_value())
     images = ImageChecker(settings, counter, identity)
+    limiter = Limiter(settings, metrics)
     return Gateway(
         settings=settings,
         checkpoint=checkpoint,
@@ -80,7 +93,11 @@ def make_gateway(settings: Settings) -> Gateway:
         loader=NoLoader(),
         images=images,
         admission=Admission(settings, counter, images, context_length=context_length),
-        door=Door(settings, metrics),
+        door=Door(settings, metrics, limiter),
+        limiter=limiter,
+        slots=Slots(metrics, retry_after_seconds=settings.retry_after_seconds),
+        prefill=make_prefill_lanes(settings, metrics, context_length=context_length),
+        memory=make_body_lanes(settings, metrics),
         metrics=metrics,
         threads=ThreadPoolExecutor(settings.admission_threads, thread_name_prefix="admission"),
     )

@@ -14,6 +14,7 @@ from server.prompt.window_policy import WindowPolicy
 from server.requests.parameters import check_allowable
 
 MIB = 1024 * 1024
+Share = Annotated[float, Field(gt=0, lt=1)]
 PREFIX = "LAID_"
 
 
@@ -52,12 +53,37 @@ class Settings(BaseSettings):
     `x-laid-window-policy`."""
     max_prompt_tokens: int | None = Field(default=None, ge=1)
     """Text and images of one request, where less than the context length is to be served."""
+    limits_storage: str = Field(default="memory://", pattern=r"^(memory|rediss?)://")
+    """Where the use of each key is counted: memory:// in this process, or redis://HOST:PORT for several gateways."""
+    limits_timeout_seconds: float = Field(default=0.5, gt=0)
+    """How long Redis may take, each time a request's use is counted."""
+    limits_fail_open: bool = True
+    """Serve without limits a minute while Redis does not answer: they are about fairness, and no outage of theirs
+    should become everybody's. The bounds on memory, queue and concurrency hold without Redis. False: 503."""
+
+    lane_shares: tuple[Share, ...] = (1 / 16, 1 / 4, 1 / 2)
+    """Upper bounds of the classes of prompt length, as shares of the context length (8k, 32k and 64k of 128k); what
+    is longer than the last is one more class. Each class waits in a lane of its own."""
+    max_prefill_tokens: int | None = Field(default=None, ge=1)
+    """Prompt tokens that the engine may have before their first answer token, of all requests together; by default
+    twice the context length. Each lane owns room for one of its longest prompts, and all share the rest."""
+    max_queued: int = Field(default=64, ge=0)
+    """Requests that wait in one lane; one more is refused."""
+    max_queue_seconds: float = Field(default=60.0, gt=0)
+    """A request that would wait longer, by the measured speed of its lane, is refused at once; so is one that has."""
 
     allowed_parameters: Annotated[frozenset[str], AfterValidator(check_allowable)] = frozenset()
     """Parameters of vLLM that change the server's behaviour for others and are refused unless named here, such as
     `["priority"]`; those that would change the count of tokens cannot be allowed."""
 
     max_body_bytes: int = Field(default=64 * MIB, ge=1)
+    max_bodies_bytes: int = Field(default=512 * MIB, ge=1)
+    """All bodies in memory together. It is more than one of the largest: small bodies have a share of their own, so
+    that text never waits for images. The process takes about half as much again for what it makes of them."""
+    max_queued_bodies: int = Field(default=256, ge=0)
+    """Requests that wait for memory; one more is refused."""
+    max_body_wait_seconds: float = Field(default=30.0, gt=0)
+    """How long a request may wait for memory before any of its body is read."""
     max_parameter_bytes: int = Field(default=1 * MIB, ge=1)
     """Everything in a body but its messages."""
     max_json_depth: int = Field(default=32, ge=1)

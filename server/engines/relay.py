@@ -16,6 +16,7 @@ from server.telemetry.logs import LOGGER
 from server.telemetry.metrics import Metrics
 from server.telemetry.phases import Phase
 from server.telemetry.record import Record
+from server.traffic.lanes import Room
 
 EVENT_END = b"\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -33,14 +34,16 @@ class Relay:
         settings: Settings,
         headers: dict[str, str],
         record: Record,
+        prefill: Room,
     ) -> None:
-        """`headers` go into the response."""
+        """`headers` go into the response; `prefill` is given back when the engine has begun to answer."""
         self._admitted = admitted
         self._upstream = upstream
         self._metrics = metrics
         self._settings = settings
         self._headers = headers
         self._record = record
+        self._prefill = prefill
 
     async def carry(self, send: Send) -> None:
         """Asks the engine and sends its answer; cancelled, it cancels the request in the engine.
@@ -95,6 +98,7 @@ class Relay:
             async for events in _whole_events(answer):
                 if first:
                     # The engine's first event comes with its first token.
+                    self._prefill.release()
                     self._record.phases.begin(Phase.STREAM)
                     self._metrics.requests.observe_first_token(
                         self._record.phases.since_read(), self._record.context_class

@@ -1,25 +1,57 @@
-"""Reads a request's body under limits on size and time."""
+"""Reads a request's body under limits on size, time and memory."""
 
 import asyncio
+from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 
 from server.errors import GatewayError, Reason
 from server.settings import Settings
+from server.traffic.lanes import Lanes, Room
 
 
-async def read_body(request: Request, settings: Settings) -> bytes:
-    """The whole body.
+@dataclass(frozen=True)
+class Body:
+    """A request's whole body, and the memory that it may take; whoever has it gives that back."""
+
+    content: bytes
+    room: Room
+
+
+async def read_body(request: Request, settings: Settings, memory: Lanes) -> Body:
+    """The whole body, none of which is read before there is memory for it.
 
     Raises:
-        GatewayError: 413 at the first byte over the limit, or before any if the header announces it; 408 if it
-            does not arrive in time; 415 if it is not plain JSON; 499 if the client leaves.
+        GatewayError: 413 at the first byte over the limit, or before any if the header announces it; 503 if memory is
+            full; 408 if it does not arrive in time; 415 if it is not plain JSON; 499 if the client leaves.
     """
     _check_type(request)
-    limit = settings.max_body_bytes
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > limit:
+    room = await memory.take(_announced_bytes(request, settings.max_body_bytes))
+    try:
+        content = await _read(request, settings)
+    except BaseException:
+        room.release()
+        raise
+    room.shrink(len(content))
+    return Body(content, room)
+
+
+def _announced_bytes(request: Request, limit: int) -> int:
+    """The body's size; without a Content-Length as much as a body may have.
+
+    Memory for such a body could instead be taken as it comes, but then many of them could each hold some and wait for
+    more, all for ever.
+    """
+    announced = request.headers.get("content-length")
+    if announced is None or not announced.isdecimal():
+        return limit
+    if int(announced) > limit:
         raise _too_large(f"{announced} bytes", limit)
+    return int(announced)
+
+
+async def _read(request: Request, settings: Settings) -> bytes:
+    limit = settings.max_body_bytes
     chunks = []
     size = 0
     try:

@@ -18,6 +18,7 @@ def chat_routes(gateway: Gateway) -> APIRouter:
 
     @router.post(CHAT, response_class=Response)
     async def chat(request: Request) -> Response:
-        return Exchange(gateway, caller_of(request), await read_body(request, gateway.settings), parse_chat)
+        body = await read_body(request, gateway.settings, gateway.memory)
+        return Exchange(gateway, caller_of(request), body, parse_chat)
 
     return router

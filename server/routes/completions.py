@@ -18,7 +18,7 @@ def completion_routes(gateway: Gateway) -> APIRouter:
 
     @router.post(COMPLETIONS, response_class=Response)
     async def completions(request: Request) -> Response:
-        body = await read_body(request, gateway.settings)
+        body = await read_body(request, gateway.settings, gateway.memory)
         return Exchange(gateway, caller_of(request), body, parse_completions)
 
     return router

@@ -23,7 +23,7 @@ class Metrics:
         """
         # A second series for each counter and histogram, of no use to Prometheus.
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        make = Instruments(model)
+        make = self.instruments = Instruments(model)
         self._workers = workers
         self._registry = make.registry
         self.prompts = PromptMetrics(make)

@@ -39,6 +39,7 @@ class Observe:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                headers.update(record.headers)
                 if record.phases.intervals:
                     headers["server-timing"] = record.phases.server_timing()
             await send(message)

@@ -16,3 +16,5 @@ class Record:
     context_class: ContextClass = ContextClass.UNCOUNTED
     error: Reason | None = None
     """Why it failed, be it with an error response or with an event inside its stream."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """What the answer carries, be it a success or an error."""

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal, get_args
 
 from server.telemetry.instruments import Instruments
+
+Limit = Literal["requests", "tokens", "images", "concurrency"]
 
 
 class TrafficMetrics:
@@ -15,6 +18,12 @@ class TrafficMetrics:
         self.keys_reload_errors = make.counter(
             "keys_reload_errors",
             "Times that the keys file changed and could not be read; the keys before the change stay.",
+        )
+        self.rate_limited = make.counters(
+            "rate_limited", "Requests refused by a limit of their key.", "limit", get_args(Limit)
+        )
+        self.limits_errors = make.counter(
+            "limits_errors", "Times that the use of a key could not be counted because its storage did not answer."
         )
 
     @contextmanager

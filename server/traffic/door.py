@@ -6,12 +6,13 @@ from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from server.traffic.caller import ANONYMOUS, Caller, Limits
 from server.traffic.keys import Keys
+from server.traffic.limiter import Limiter
 
 
 class Door:
-    """Knows the caller of each request."""
+    """Knows the caller of each request, and counts it."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, limiter: Limiter) -> None:
         """
         Raises:
             KeysFileError: the keys file cannot be read.
@@ -24,15 +25,18 @@ class Door:
         )
         self._anonymous = Caller(ANONYMOUS.name, ANONYMOUS.tenant, defaults)
         path = settings.keys_file
+        self._limiter = limiter
         self._keys = None if path is None else Keys(path, defaults=defaults, metrics=metrics)
 
     async def enter(self, request: Request) -> None:
-        """Finds the caller, whom `caller_of` then gives to the route.
+        """Finds the caller, whom `caller_of` then gives to the route; a POST counts as one of its requests.
 
         Raises:
-            UnknownKeyError: keys are asked for, and the request has none of them.
+            GatewayError: 401 without a key that is known; 429 over the requests a minute.
         """
-        request.state.caller = self._identify(request)
+        caller = request.state.caller = self._identify(request)
+        if request.method == "POST":
+            await self._limiter.spend(caller, {"requests": 1}, request.state.record.headers)
 
     def _identify(self, request: Request) -> Caller:
         if self._keys is None:

@@ -64,7 +64,7 @@ async def test_server_timing_names_the_phases_up_to_the_first_byte(start_gateway
     def names(response: httpx.Response) -> list[str]:
         return [part.partition(";dur=")[0] for part in response.headers["server-timing"].split(", ")]
 
-    assert names(whole) == ["read", "check", "answer"]
+    assert names(whole) == ["read", "check", "queue", "answer"]
     assert names(wrong) == ["read", "check"]
     assert "server-timing" not in health.headers
 

@@ -1,0 +1,137 @@
+"""What each key uses a minute, counted in this process or, for several gateways together, in Redis."""
+
+import asyncio
+import math
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Literal
+
+from limits import RateLimitItem, RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from redis.asyncio import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from server.errors import GatewayError, RateLimitError, Reason
+from server.settings import Settings
+from server.telemetry.logs import LOGGER
+from server.telemetry.metrics import Metrics
+from server.traffic.caller import Caller
+from server.traffic.windows import Window, format_duration
+
+Kind = Literal["requests", "tokens", "images"]
+Costs = Mapping[Kind, int]
+Items = Mapping[Kind, RateLimitItem]
+Windows = Mapping[Kind, Window]
+
+
+class Limiter:
+    """Limits a minute, as sliding window counters: two numbers a limit however large it is, and a check and its
+    count are one step, in Redis a script. (A moving window would keep an entry for every single token.)"""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics.traffic
+        self._pool = None if settings.limits_storage.startswith("memory://") else _make_pool(settings)
+        self._storage = _make_storage(settings, self._pool)
+        self._strategy = SlidingWindowCounterRateLimiter(self._storage)
+        self._is_failing = False
+
+    async def aclose(self) -> None:
+        """Closes the connections to Redis."""
+        if self._pool is not None:
+            await self._pool.aclose()
+
+    async def spend(self, caller: Caller, costs: Costs, headers: MutableMapping[str, str]) -> None:
+        """Counts a request's use, all of it or, where one limit is too small, nothing; says what is left in `headers`.
+
+        Raises:
+            GatewayError: 429 over a limit; 503 where the limits cannot be read and the settings say not to go on.
+        """
+        items = {
+            kind: RateLimitItemPerMinute(limit, namespace="laid")
+            for kind in costs
+            if (limit := getattr(caller.limits, f"{kind}_per_minute")) is not None
+        }
+        if not items:
+            return
+        try:
+            async with asyncio.timeout(self._settings.limits_timeout_seconds):
+                is_counted, windows = await self._count(caller.name, items, costs)
+        except (TimeoutError, OSError, RedisError) as error:
+            self._go_on_without(error)
+            return
+        self._is_failing = False
+        for kind, window in windows.items():
+            headers[f"x-ratelimit-limit-{kind}"] = str(window.limit)
+            headers[f"x-ratelimit-remaining-{kind}"] = str(window.remaining)
+            headers[f"x-ratelimit-reset-{kind}"] = format_duration(window.reset_seconds)
+        if not is_counted:
+            raise self._refusal(windows, costs)
+
+    async def _count(self, name: str, items: Items, costs: Costs) -> tuple[bool, Windows]:
+        """Whether the use was counted, and the limits' state after that."""
+        windows = await self._read(name, items)
+        if any(window.remaining < costs[kind] for kind, window in windows.items()):
+            return False, windows
+        hits = (self._strategy.hit(item, name, kind, cost=costs[kind]) for kind, item in items.items())
+        if all(await asyncio.gather(*hits)):
+            return True, {kind: window.after(costs[kind]) for kind, window in windows.items()}
+        # Another request was faster, since the look and before the count.
+        return False, await self._read(name, items)
+
+    async def _read(self, name: str, items: Items) -> Windows:
+        async def read(kind: Kind, item: RateLimitItem) -> Window:
+            state = await self._storage.get_sliding_window(item.key_for(name, kind), item.get_expiry())
+            return Window(item.amount, *state)
+
+        windows = await asyncio.gather(*(read(kind, item) for kind, item in items.items()))
+        return dict(zip(items, windows, strict=True))
+
+    def _refusal(self, windows: Windows, costs: Costs) -> RateLimitError:
+        def seconds_until(kind: Kind) -> float:
+            return math.inf if costs[kind] > windows[kind].limit else windows[kind].seconds_until(costs[kind])
+
+        kind = max(windows, key=seconds_until)
+        self._metrics.rate_limited[kind].inc()
+        limit, seconds = windows[kind].limit, seconds_until(kind)
+        asked = f"This key may use {limit} {kind} a minute, and this request takes {costs[kind]}"
+        if seconds == math.inf:
+            return RateLimitError(f"{asked}: no wait helps, send less.", retry_after_seconds=None)
+        seconds = max(seconds, 0.001)
+        return RateLimitError(
+            f"{asked}: {windows[kind].remaining} are left now. Try again in {format_duration(seconds)}.",
+            retry_after_seconds=seconds,
+        )
+
+    def _go_on_without(self, error: Exception) -> None:
+        self._metrics.limits_errors.inc()
+        if not self._is_failing:
+            self._is_failing = True
+            LOGGER.error("limits_unavailable", extra={"fields": {"error": type(error).__name__}})
+        if not self._settings.limits_fail_open:
+            raise GatewayError(
+                503,
+                Reason.LIMITS_UNAVAILABLE,
+                "The use of this key cannot be counted now; try again later.",
+                retry_after_seconds=self._settings.retry_after_seconds,
+            )
+
+
+def _make_pool(settings: Settings) -> ConnectionPool:
+    """Connections that fail at once rather than try again: a request waits for them."""
+    seconds = settings.limits_timeout_seconds
+    return ConnectionPool.from_url(
+        settings.limits_storage,
+        socket_timeout=seconds,
+        socket_connect_timeout=seconds,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+def _make_storage(settings: Settings, pool: ConnectionPool | None) -> MemoryStorage | RedisStorage:
+    if pool is None:
+        return MemoryStorage()
+    options: dict[str, Any] = {"connection_pool": pool}
+    return RedisStorage(f"async+{settings.limits_storage}", implementation="redispy", key_prefix="laid", **options)
