@@ -15,7 +15,7 @@ from server.requests.admission import Admitted, Parse
 from server.requests.body import Body
 from server.requests.disconnect import run_until_disconnect
 from server.telemetry.context_class import context_class_of
-from server.telemetry.phases import Phase
+from server.telemetry.phases import Phase, Phases
 from server.telemetry.record import Record
 from server.traffic.caller import Caller
 from server.traffic.lanes import Room
@@ -70,7 +70,7 @@ class Exchange(Response):
 
     async def _serve(self, send: Send, record: Record) -> None:
         record.phases.begin(Phase.CHECK)
-        admitted = await self._admit()
+        admitted = await self._admit(record.phases)
         record.context_class = context_class_of(admitted.count.prompt_tokens)
         with await self._take_room(admitted, record) as prefill:
             relay = Relay(
@@ -85,15 +85,18 @@ class Exchange(Response):
             with self._gateway.metrics.traffic.tokens_in_flight_for(admitted.count.prompt_tokens):
                 await relay.carry(send)
 
-    async def _admit(self) -> Admitted:
+    async def _admit(self, phases: Phases) -> Admitted:
         gateway = self._gateway
         draft = await self._step(LOOP_PARSE_BYTES, gateway.admission.parse, self._body, self._parse)
         sources = gateway.images.place(draft.conversation)
+        elsewhere = [placed.source for placed in sources if isinstance(placed.source, RemoteUrl | UploadedFile)]
+        if elsewhere:
+            phases.begin(Phase.FETCH)
         loaded = await gateway.loader.load(
-            [placed.source for placed in sources if isinstance(placed.source, RemoteUrl | UploadedFile)],
-            self._caller.tenant,
-            max_total_bytes=gateway.images.max_loaded_bytes(sources),
+            elsewhere, self._caller.tenant, max_total_bytes=gateway.images.max_loaded_bytes(sources)
         )
+        if elsewhere:
+            phases.begin(Phase.CHECK)
         admitted = await self._step(
             0 if sources else LOOP_CHECK_BYTES, gateway.admission.check, draft, sources, loaded, self._caller.tenant
         )
