@@ -27,7 +27,8 @@ def status_routes(gateway: Gateway) -> APIRouter:
     guards = [Depends(gateway.door.enter)] if gateway.settings.metrics_need_key else []
 
     @router.get(METRICS, response_class=Response, dependencies=guards)
-    async def exposition() -> Response:
+    def exposition() -> Response:
+        # In a worker thread: formatting takes more milliseconds than the event loop may wait.
         return Response(gateway.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router

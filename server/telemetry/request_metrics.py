@@ -9,7 +9,14 @@ from server.telemetry.phases import Phase, Phases
 
 # Whose doing a failure is: what alerts and dashboards select by. Every other reason is a wrong request.
 KINDS = {
-    "budget": {Reason.BODY_TOO_LARGE, Reason.CONTEXT_LENGTH_EXCEEDED, Reason.TOO_MANY_IMAGES},
+    "budget": {
+        Reason.BODY_TOO_LARGE,
+        Reason.CONTEXT_LENGTH_EXCEEDED,
+        Reason.EFFECTIVE_WINDOW_EXCEEDED,
+        Reason.MEDIA_BUDGET_EXCEEDED,
+        Reason.TOO_MANY_IMAGES,
+        Reason.TOO_MANY_TOKENS,
+    },
     "client": {Reason.BODY_TIMEOUT, Reason.CLIENT_LEFT},
     "overload": {Reason.MEMORY_FULL, Reason.QUEUE_FULL, Reason.RATE_LIMIT_EXCEEDED},
     "server": {Reason.ENGINE_FAILED, Reason.ENGINE_UNAVAILABLE, Reason.INTERNAL, Reason.LIMITS_UNAVAILABLE},
