@@ -56,8 +56,8 @@ class Relay:
         await (self._stream(send) if is_stream else self._answer(send))
 
     async def _ask(self) -> Answer:
-        payload = await self._admitted.body.payload(frozenset())
-        return await self._upstream.ask(self._admitted.engine_path, payload.pieces, self._record.request_id)
+        admitted = self._admitted
+        return await self._upstream.ask(admitted.engine_path, admitted.body, self._record.request_id)
 
     async def _answer(self, send: Send) -> None:
         with await self._ask() as answer:

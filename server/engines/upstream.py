@@ -7,7 +7,9 @@ import msgspec
 
 from server.engines.client import Client
 from server.engines.connection import Answer, ConnectionFailedError, Pieces, SilentError
+from server.engines.held_images import HeldImages, may_miss_images
 from server.errors import EngineUnavailableError, GatewayError, Reason
+from server.requests.engine_body import EngineBody
 from server.settings import Settings
 
 
@@ -16,6 +18,7 @@ class Upstream:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._held = HeldImages(settings.max_engine_images)
         self._client = Client(settings.upstream, connect_timeout_seconds=settings.connect_timeout_seconds)
 
     def close(self) -> None:
@@ -33,12 +36,27 @@ class Upstream:
             return False
         return answer.status == 200
 
-    async def ask(self, path: str, body: Pieces, request_id: str) -> Answer:
+    async def ask(self, path: str, body: EngineBody, request_id: str) -> Answer:
         """The engine's answer with status 200, still arriving; closing it early cancels the request in the engine.
+
+        Images that the engine is believed to hold are sent by name. If it does not, all are sent with their data.
 
         Raises:
             GatewayError: the engine cannot be reached, fails or refuses.
         """
+        payload = await body.payload(self._held)
+        try:
+            answer = await self._post(path, payload.pieces, request_id)
+        except GatewayError as error:
+            self._held.drop(payload.omitted)
+            if not payload.omitted or not may_miss_images(error):
+                raise
+            payload = await body.payload(())
+            answer = await self._post(path, payload.pieces, request_id)
+        self._held.add(body.uuids)
+        return answer
+
+    async def _post(self, path: str, body: Pieces, request_id: str) -> Answer:
         headers = {"content-type": "application/json", "x-request-id": request_id}
         try:
             answer = await self._client.ask(

@@ -154,6 +154,12 @@ async def _serving(app: ASGIApp) -> AsyncIterator[str]:
         await task
 
 
+@pytest.fixture
+def serving() -> Callable[[ASGIApp], contextlib.AbstractAsyncContextManager[str]]:
+    """Serves an app on a real socket, in the test's own loop; gives its URL."""
+    return _serving
+
+
 @dataclass
 class CuedEngine:
     """Speaks the engine's wire format and does what a test tells it, which no real engine does on cue."""
