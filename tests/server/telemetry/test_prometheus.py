@@ -47,9 +47,12 @@ class Prometheus:
         self._client = client
 
     async def value(self, query: str) -> float | None:
+        """The first sample of an expression; None if there is none, or Prometheus is not ready yet."""
         try:
             response = await self._client.get("/api/v1/query", params={"query": query})
         except httpx.TransportError:
+            return None
+        if response.status_code == 503:
             return None
         result = response.json()["data"]["result"]
         return float(result[0]["value"][1]) if result else None
