@@ -11,6 +11,7 @@ from server.gateway import make_gateway
 from server.routes.chat import CHAT, chat_routes
 from server.routes.completions import COMPLETIONS, completion_routes
 from server.routes.models import MODELS, model_routes
+from server.routes.responses import RESPONSES, response_routes
 from server.routes.status import HEALTH, METRICS, READY, status_routes
 from server.settings import Settings, check_environment
 from server.telemetry.logs import configure_logs
@@ -31,10 +32,12 @@ def create_app(settings: Settings) -> FastAPI:
         await gateway.aclose()
 
     app = FastAPI(title="LAid gateway", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.add_middleware(Observe, metrics=gateway.metrics, routes=(CHAT, COMPLETIONS, MODELS, HEALTH, READY, METRICS))
+    app.add_middleware(
+        Observe, metrics=gateway.metrics, routes=(CHAT, COMPLETIONS, RESPONSES, MODELS, HEALTH, READY, METRICS)
+    )
     add_error_handlers(app)
 
-    for make_routes in (chat_routes, completion_routes, model_routes):
+    for make_routes in (chat_routes, completion_routes, response_routes, model_routes):
         app.include_router(make_routes(gateway), dependencies=[Depends(gateway.door.enter)])
     app.include_router(status_routes(gateway))
     return app

@@ -6,7 +6,14 @@ from typing import Any
 import msgspec
 
 from server.requests.conversation import Conversation
-from server.requests.decoding import check_amounts, decode_messages, decode_parameters, decode_tools, split_body
+from server.requests.decoding import (
+    check_amounts,
+    check_messages,
+    decode_messages,
+    decode_parameters,
+    decode_tools,
+    split_body,
+)
 from server.requests.draft import Draft
 from server.requests.parameters import ALLOWED, REFUSED, Parameters, check_model, check_names, read_parameters
 from server.settings import Settings
@@ -20,11 +27,12 @@ def parse_chat(body: bytes, settings: Settings) -> Draft:
     """
     raw = split_body(body)
     check_names(set(raw), ALLOWED | settings.allowed_parameters, REFUSED)
-    parameters = read_parameters(decode_parameters(raw, settings), max_choices=settings.max_choices)
+    parameters = read_parameters(decode_parameters(raw, settings, content="messages"), max_choices=settings.max_choices)
     check_model(parameters, settings.model)
     conversation = Conversation(
         messages=decode_messages(raw.get("messages")), name="messages", tools=decode_tools(raw.get("tools"))
     )
+    check_messages(conversation)
     check_amounts(conversation, settings)
     return Draft(
         parameters=parameters,

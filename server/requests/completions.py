@@ -30,7 +30,7 @@ def parse_completions(body: bytes, settings: Settings) -> Draft:
     """
     raw = split_body(body)
     check_names(set(raw), ALLOWED_IN_COMPLETIONS | settings.allowed_parameters, REFUSED_IN_COMPLETIONS)
-    values = decode_parameters(raw, settings)
+    values = decode_parameters(raw, settings, content="prompt")
     parameters = read_parameters({"max_tokens": DEFAULT_MAX_TOKENS} | values, max_choices=settings.max_choices)
     check_model(parameters, settings.model)
     conversation = Conversation(messages=[], name="prompt", prompt=_read_prompt(raw.get("prompt")))

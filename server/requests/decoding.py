@@ -12,8 +12,6 @@ from server.settings import Settings
 
 T = TypeVar("T")
 
-CONTENT = ("messages", "input", "prompt")
-"""The parameters that hold a prompt, with limits of their own."""
 MAX_ARGUMENTS_DEPTH = 32
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -32,13 +30,13 @@ def split_body(body: bytes) -> dict[str, msgspec.Raw]:
         raise BadRequestError(Reason.INVALID_JSON, f"The body is not valid JSON: {_trouble(error)}") from None
 
 
-def decode_parameters(raw: Mapping[str, msgspec.Raw], settings: Settings) -> dict[str, Any]:
-    """Every parameter but the prompt's.
+def decode_parameters(raw: Mapping[str, msgspec.Raw], settings: Settings, *, content: str) -> dict[str, Any]:
+    """Every parameter but `content`, the one that holds the prompt and has limits of its own.
 
     Raises:
         GatewayError: over the limits on bytes or depth, or malformed; names the parameter.
     """
-    parts = {name: value for name, value in raw.items() if name not in CONTENT}
+    parts = {name: value for name, value in raw.items() if name != content}
     total = sum(len(memoryview(value)) for value in parts.values())
     if total > settings.max_parameter_bytes:
         raise GatewayError(
@@ -76,10 +74,7 @@ def decode_messages(raw: msgspec.Raw | None) -> list[Message]:
     """
     if raw is None:
         raise BadRequestError(Reason.INVALID_REQUEST, "Parameter 'messages' is missing.", param="messages")
-    messages = decode_as(list[Message], raw, "messages")
-    for i, message in enumerate(messages):
-        _check_role(message, f"messages[{i}]")
-    return messages
+    return decode_as(list[Message], raw, "messages")
 
 
 def decode_as(kind: type[T], raw: msgspec.Raw, name: str) -> T:
@@ -97,6 +92,16 @@ def decode_as(kind: type[T], raw: msgspec.Raw, name: str) -> T:
         raise BadRequestError(Reason.INVALID_REQUEST, f"{path}: {what}.", param=path) from None
     except MALFORMED as error:
         raise BadRequestError(Reason.INVALID_JSON, f"{name}: {_trouble(error)}", param=name) from None
+
+
+def check_messages(conversation: Conversation) -> None:
+    """Holds each message's fields against its role.
+
+    Raises:
+        BadRequestError: a field is missing or does not belong there; names the path.
+    """
+    for place, message in conversation.walk():
+        _check_role(message, place.message)
 
 
 def _check_role(message: Message, place: str) -> None:

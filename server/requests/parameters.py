@@ -156,8 +156,18 @@ def check_allowable(names: frozenset[str]) -> frozenset[str]:
     return names
 
 
-def read_parameters(values: dict[str, Any], *, max_choices: int) -> Parameters:
+def read_parameters(
+    values: dict[str, Any],
+    *,
+    max_choices: int,
+    max_tokens_names: tuple[str, ...] = ("max_completion_tokens", "max_tokens"),
+) -> Parameters:
     """Checks the parameters that decide cost and form of the answer; the engine checks the rest.
+
+    Args:
+        values: all parameters but the prompt's, by name.
+        max_choices: the largest `n`.
+        max_tokens_names: what the length of the answer may be asked by; the first that is there counts.
 
     Raises:
         BadRequestError: names the parameter, its value and what was expected.
@@ -169,8 +179,8 @@ def read_parameters(values: dict[str, Any], *, max_choices: int) -> Parameters:
     choices = 1 if asked_choices is None else asked_choices
     if not 1 <= choices <= max_choices:
         raise BadRequestError(Reason.INVALID_REQUEST, f"n: {choices}, expected 1 to {max_choices}.", param="n")
-    completion_tokens = _positive(values, "max_completion_tokens")
-    max_tokens = _positive(values, "max_tokens")
+    asked_tokens = {name: _positive(values, name) for name in max_tokens_names}
+    max_tokens_name = next((name for name, value in asked_tokens.items() if value is not None), max_tokens_names[-1])
     stream = _typed(values, "stream", bool) or False
     options = values.get("stream_options")
     if options is not None and not stream:
@@ -184,8 +194,8 @@ def read_parameters(values: dict[str, Any], *, max_choices: int) -> Parameters:
         stream=stream,
         include_usage=_include_usage(options),
         choices=choices,
-        max_tokens=max_tokens if completion_tokens is None else completion_tokens,
-        max_tokens_name="max_tokens" if completion_tokens is None else "max_completion_tokens",
+        max_tokens=asked_tokens[max_tokens_name],
+        max_tokens_name=max_tokens_name,
         reasoning_effort=_typed(values, "reasoning_effort", str),
     )
 

@@ -83,7 +83,7 @@ def test_the_count_follows_calls_and_results(http: httpx.Client, chat: Make, ima
 @pytest.mark.parametrize("stream", [True, False], ids=["streaming", "whole"])
 def test_a_forced_call_comes_back(http: httpx.Client, chat: Make, stream: bool) -> None:
     choice = {"type": "function", "function": {"name": "weather"}}
-    body = chat(tools=[tool(strict=True), tool("other")], tool_choice=choice, max_tokens=200, stream=stream)
+    body = chat(tools=[tool(strict=True), tool("other")], tool_choice=choice, max_tokens=1000, seed=1, stream=stream)
 
     response = http.post(CHAT, json=body)
 
@@ -109,7 +109,7 @@ def test_a_forced_call_comes_back(http: httpx.Client, chat: Make, stream: bool) 
     ids=["response_format", "structured_outputs"],
 )
 def test_answers_follow_a_schema(http: httpx.Client, chat: Make, options: dict[str, Any]) -> None:
-    response = http.post(CHAT, json=chat(max_tokens=200, **options))
+    response = http.post(CHAT, json=chat(max_tokens=1000, seed=1, **options))
 
     assert_counted(response)
     assert json.loads(response.json()["choices"][0]["message"]["content"])["city"] in ("Oslo", "Rome")
