@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -11,6 +12,7 @@ from server.engines.relay import Relay
 from server.errors import GatewayError
 from server.gateway import Gateway
 from server.media.source import RemoteUrl, UploadedFile
+from server.prompt.window_policy import POLICY_HEADER, WindowPolicy, choose_policy
 from server.requests.admission import Admitted, Parse
 from server.requests.body import Body
 from server.requests.disconnect import run_until_disconnect
@@ -56,7 +58,7 @@ class Exchange(Response):
 
         try:
             with self._memory, metrics.in_flight.track_inprogress(), self._gateway.slots.hold(self._caller):
-                await run_until_disconnect(receive, self._serve(send_noting, record))
+                await run_until_disconnect(receive, self._serve(send_noting, record, self._policy(scope)))
         except GatewayError as error:
             if not has_begun:
                 raise
@@ -68,9 +70,12 @@ class Exchange(Response):
             record.phases.end()
             metrics.observe_phases(record.phases)
 
-    async def _serve(self, send: Send, record: Record) -> None:
+    def _policy(self, scope: Scope) -> WindowPolicy:
+        return choose_policy(Headers(scope=scope).get(POLICY_HEADER), self._gateway.settings.window_policy)
+
+    async def _serve(self, send: Send, record: Record, policy: WindowPolicy) -> None:
         record.phases.begin(Phase.CHECK)
-        admitted = await self._admit(record.phases)
+        admitted = await self._admit(record.phases, policy)
         record.context_class = context_class_of(admitted.count.prompt_tokens)
         with await self._take_room(admitted, record) as prefill:
             relay = Relay(
@@ -78,14 +83,14 @@ class Exchange(Response):
                 upstream=self._gateway.upstream,
                 metrics=self._gateway.metrics,
                 settings=self._gateway.settings,
-                headers=self._gateway.observe_window(admitted.count),
+                headers=self._gateway.observe_window(admitted.window),
                 record=record,
                 prefill=prefill,
             )
             with self._gateway.metrics.traffic.tokens_in_flight_for(admitted.count.prompt_tokens):
                 await relay.carry(send)
 
-    async def _admit(self, phases: Phases) -> Admitted:
+    async def _admit(self, phases: Phases, policy: WindowPolicy) -> Admitted:
         gateway = self._gateway
         draft = await self._step(LOOP_PARSE_BYTES, gateway.admission.parse, self._body, self._parse)
         sources = gateway.images.place(draft.conversation)
@@ -98,7 +103,13 @@ class Exchange(Response):
         if elsewhere:
             phases.begin(Phase.CHECK)
         admitted = await self._step(
-            0 if sources else LOOP_CHECK_BYTES, gateway.admission.check, draft, sources, loaded, self._caller.tenant
+            0 if sources else LOOP_CHECK_BYTES,
+            gateway.admission.check,
+            draft,
+            sources,
+            loaded,
+            self._caller.tenant,
+            policy,
         )
         gateway.metrics.prompts.observe_media(
             body_bytes=len(self._body), image_bytes=admitted.image_bytes, image_pixels=admitted.image_pixels

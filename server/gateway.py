@@ -11,7 +11,9 @@ from server.media.images import quiet_pillow
 from server.media.no_loader import NoLoader
 from server.media.request_images import ImageChecker
 from server.media.source import Loader
-from server.prompt.prompt_counter import PromptCount, PromptCounter
+from server.prompt.length import LengthLimits
+from server.prompt.prompt_counter import PromptCounter
+from server.prompt.window import Windows, WindowUse
 from server.requests.admission import Admission
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
@@ -52,18 +54,10 @@ class Gateway:
         await self.limiter.aclose()
         self.threads.shutdown()
 
-    def observe_window(self, count: PromptCount) -> dict[str, str]:
+    def observe_window(self, window: WindowUse) -> dict[str, str]:
         """Counts a prompt against the windows, and says the same as headers of the answer."""
-        window = self.checkpoint.effective_window
-        use = count.prompt_tokens / self.context_length
-        effective_use = count.prompt_tokens / window.tokens if window is not None and window.tokens > 0 else None
-        self.metrics.prompts.observe_count(count, use, effective_use)
-        return {
-            "x-laid-prompt-tokens": str(count.prompt_tokens),
-            "x-laid-image-tokens": str(count.total_image_tokens),
-            "x-laid-window-use": f"{use:.3f}",
-            "x-laid-effective-window-use": "unknown" if effective_use is None else f"{effective_use:.3f}",
-        }
+        self.metrics.prompts.observe_window(window)
+        return window.headers()
 
 
 def make_gateway(settings: Settings) -> Gateway:
@@ -85,6 +79,8 @@ def make_gateway(settings: Settings) -> Gateway:
     identity = Identity(None if secret is None else secret.get_secret_value())
     images = ImageChecker(settings, counter, identity)
     limiter = Limiter(settings, metrics)
+    limits = LengthLimits(context_length=context_length, max_prompt_tokens=settings.max_prompt_tokens)
+    windows = Windows(limits, window, checkpoint.image_rule)
     return Gateway(
         settings=settings,
         checkpoint=checkpoint,
@@ -92,7 +88,7 @@ def make_gateway(settings: Settings) -> Gateway:
         upstream=Upstream(settings),
         loader=NoLoader(),
         images=images,
-        admission=Admission(settings, counter, images, context_length=context_length),
+        admission=Admission(settings, counter, images, windows),
         door=Door(settings, metrics, limiter),
         limiter=limiter,
         slots=Slots(metrics, retry_after_seconds=settings.retry_after_seconds),

@@ -1,6 +1,6 @@
 """All images of a request under one budget; every one that fails is reported, each by its path."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from server.media.bounded import Bounded
 from server.media.data_url import decode_data_url, estimate_bytes
 from server.media.identity import Identity
 from server.media.images import ImageSize, read_header, verify_pixels
+from server.media.resizing import resize_image
 from server.media.source import Content, DataUrl, ImageError, PlacedSource, read_source
 from server.prompt.prompt_counter import PromptCounter
 from server.requests.conversation import Conversation, ImageSource
@@ -109,6 +110,27 @@ class ImageChecker:
                 failures.append((image.path, error))
         _raise_for(failures, len(images))
         return verified
+
+    def resize(self, images: Sequence[RequestImage], sizes: Mapping[int, ImageSize], tenant: str) -> list[RequestImage]:
+        """Verified images, and in the places that `sizes` names a smaller file of the same picture.
+
+        Raises:
+            BadRequestError: all that cannot be decoded after all.
+        """
+        resized: list[RequestImage] = []
+        failures: list[tuple[str, Exception]] = []
+        for place, image in enumerate(images):
+            try:
+                resized.append(self._resize_one(image, sizes[place], tenant) if place in sizes else image)
+            except ImageError as error:
+                failures.append((image.path, error))
+        _raise_for(failures, len(images))
+        return resized
+
+    def _resize_one(self, image: RequestImage, size: ImageSize, tenant: str) -> RequestImage:
+        content = resize_image(read_content(image.content, self._settings.max_image_bytes), size)
+        uuid = self._identity.of(content, tenant)
+        return replace(image, content=content, uuid=uuid, size=size, num_bytes=len(content))
 
     def _check_placed_bytes(self, sources: Sequence[PlacedSource]) -> None:
         limit, total = self._settings.max_total_image_bytes, 0

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.errors import BadRequestError, Reason
 from server.media.request_images import ImageChecker, RequestImage
 from server.media.source import Content, ImageError, PlacedSource
+from server.prompt.length import Prompt
 from server.prompt.prompt_counter import PromptCount, PromptCounter
+from server.prompt.window import Windows, WindowUse
+from server.prompt.window_policy import WindowPolicy
 from server.requests.answer_form import AnswerForm
 from server.requests.draft import Draft
 from server.requests.engine_body import EngineBody
@@ -25,11 +27,16 @@ class Admitted:
     parameters: Parameters
     engine_path: str
     form: AnswerForm | None
-    count: PromptCount
+    window: WindowUse
     body: EngineBody
     """What the engine gets."""
     images: Sequence[RequestImage]
     """In the order of the prompt."""
+
+    @property
+    def count(self) -> PromptCount:
+        """As the engine will see the prompt."""
+        return self.window.count
 
     @property
     def image_bytes(self) -> int:
@@ -45,13 +52,11 @@ class Admitted:
 class Admission:
     """Every check of a request, in two steps; both block, so long bodies are for a worker thread."""
 
-    def __init__(
-        self, settings: Settings, counter: PromptCounter, images: ImageChecker, *, context_length: int
-    ) -> None:
+    def __init__(self, settings: Settings, counter: PromptCounter, images: ImageChecker, windows: Windows) -> None:
         self._settings = settings
         self._counter = counter
         self._images = images
-        self._context_length = context_length
+        self._windows = windows
 
     def parse(self, body: bytes, parse: Parse) -> Draft:
         """Names, shape and text; of images nothing but their places.
@@ -65,7 +70,12 @@ class Admission:
         return draft
 
     def check(
-        self, draft: Draft, sources: Sequence[PlacedSource], loaded: Sequence[Content | ImageError], tenant: str
+        self,
+        draft: Draft,
+        sources: Sequence[PlacedSource],
+        loaded: Sequence[Content | ImageError],
+        tenant: str,
+        policy: WindowPolicy,
     ) -> Admitted:
         """Image headers, length, and the images' data last.
 
@@ -74,51 +84,34 @@ class Admission:
             sources: its images.
             loaded: what came of each of them that is not in the body, in order.
             tenant: whose images they are.
+            policy: for a prompt beyond the effective window.
 
         Raises:
             GatewayError: the first thing wrong; of images all that are wrong.
         """
         images = self._images.read(sources, loaded, tenant)
         sizes = [image.size for image in images]
-        count = self._counter.count(draft.conversation, sizes, **_template_variables(draft.parameters))
-        self._check_length(count, images, draft)
+        conversation, parameters = draft.conversation, draft.parameters
+        count = self._counter.count(conversation, sizes, **_template_variables(parameters))
+        prompt = Prompt(
+            count=count,
+            image_paths=[image.path for image in images],
+            name=conversation.name,
+            max_tokens=parameters.max_tokens,
+            max_tokens_name=parameters.max_tokens_name,
+        )
+        window = self._windows.admit(prompt, sizes, policy, first=conversation.num_earlier_images())
         images = self._images.verify(images)
+        if window.fitted:
+            images = self._images.resize(images, window.fitted, tenant)
         return Admitted(
-            parameters=draft.parameters,
+            parameters=parameters,
             engine_path=draft.engine_path,
             form=draft.form,
-            count=count,
+            window=window,
             body=EngineBody(draft, images),
             images=images,
         )
-
-    def _check_length(self, count: PromptCount, images: list[RequestImage], draft: Draft) -> None:
-        limit, parameters = self._context_length, draft.parameters
-        if count.prompt_tokens >= limit:
-            raise BadRequestError(
-                Reason.CONTEXT_LENGTH_EXCEEDED,
-                f"This model's maximum context length is {limit} tokens. The prompt takes {count.prompt_tokens} "
-                f"tokens, {count.total_image_tokens} of them for {len(images)} images, and at least 1 must be left "
-                f"for the answer: {count.prompt_tokens + 1 - limit} too many. {_first_unfit(count, images, limit)}",
-                param=draft.conversation.name,
-            )
-        asked = parameters.max_tokens
-        if asked is not None and count.prompt_tokens + asked > limit:
-            # vLLM would shorten the answer without a word.
-            raise BadRequestError(
-                Reason.CONTEXT_LENGTH_EXCEEDED,
-                f"This model's maximum context length is {limit} tokens. The prompt takes {count.prompt_tokens} "
-                f"and {parameters.max_tokens_name} asks for {asked}: {count.prompt_tokens + asked - limit} too many. "
-                f"Ask for at most {limit - count.prompt_tokens}.",
-                param=parameters.max_tokens_name,
-            )
-
-
-def _first_unfit(count: PromptCount, images: list[RequestImage], limit: int) -> str:
-    for image, start, tokens in zip(images, count.image_starts, count.image_tokens, strict=True):
-        if start + tokens >= limit:
-            return f"The first image that does not fit is {image.path} ({tokens} tokens)."
-    return "Every image fits; the text after them does not." if images else "There are no images in it."
 
 
 def _template_variables(parameters: Parameters) -> dict[str, Any]:

@@ -101,6 +101,15 @@ class Conversation:
                 if isinstance(part, ImagePart):
                     yield ImageSource(path=f"{place.content}[{j}].image_url", part=part)
 
+    def num_earlier_images(self) -> int:
+        """Images before the last turn, which begins after the last answer: the engine has seen them before."""
+        total = earlier = 0
+        for message in self.messages:
+            total += sum(isinstance(part, ImagePart) for part in message.parts())
+            if message.role == "assistant":
+                earlier = total
+        return earlier
+
     def texts(self) -> Iterator[tuple[str, str]]:
         """Path and text of every string that the chat template may put into the prompt, each once."""
         if isinstance(self.prompt, str):

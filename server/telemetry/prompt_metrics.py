@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from server.prompt.prompt_counter import PromptCount
+from server.prompt.window import WindowUse
 from server.telemetry.instruments import (
     BYTES_BUCKETS,
     IMAGE_BUCKETS,
@@ -49,6 +49,12 @@ class PromptMetrics:
             "Absolute difference between the gateway's count of prompt tokens and the engine's usage.",
             DIFFERENCE_BUCKETS,
         )
+        self._count_mismatches = make.counter(
+            "count_mismatches", "Answers whose prompt the engine counted otherwise than the gateway."
+        )
+        self._fitted_images = make.counter(
+            "fitted_images", "Images that were scaled down so that their prompt fits into the window."
+        )
         self._context_length = make.gauge("context_length_tokens", "The model's context length.", "livemax")
         self._effective_window = make.gauge(
             "effective_window_tokens", "The model's effective window; 0 where the checkpoint has none.", "livemax"
@@ -59,15 +65,17 @@ class PromptMetrics:
         self._context_length.set(context_length)
         self._effective_window.set(effective_window)
 
-    def observe_count(self, count: PromptCount, window_use: float, effective_window_use: float | None) -> None:
-        """Counts an admitted prompt's tokens."""
+    def observe_window(self, window: WindowUse) -> None:
+        """Counts an admitted prompt's tokens, and what it uses of the windows."""
+        count = window.count
         self._prompt_tokens.observe(count.prompt_tokens)
         self._text_tokens.observe(count.prompt_tokens - count.total_image_tokens)
         self._image_tokens.observe(count.total_image_tokens)
         self._images.observe(len(count.image_tokens))
-        self._window_use.observe(window_use)
-        if effective_window_use is not None:
-            self._effective_window_use.observe(effective_window_use)
+        self._window_use.observe(window.use)
+        if window.effective_use is not None:
+            self._effective_window_use.observe(window.effective_use)
+        self._fitted_images.inc(len(window.fitted))
 
     def observe_media(self, *, body_bytes: int, image_bytes: int, image_pixels: int) -> None:
         """Counts what an admitted request carried."""
@@ -77,6 +85,8 @@ class PromptMetrics:
 
     def observe_usage(self, counted_tokens: int, usage: dict[str, Any]) -> None:
         """Takes an answer's last usage, completed (`complete_usage`), and compares it with the gateway's count."""
-        self._count_difference.observe(abs(counted_tokens - usage["prompt_tokens"]))
+        difference = abs(counted_tokens - usage["prompt_tokens"])
+        self._count_difference.observe(difference)
+        self._count_mismatches.inc(int(difference > 0))
         self._cached_tokens.observe(usage["prompt_tokens_details"]["cached_tokens"])
         self._completion_tokens.observe(usage.get("completion_tokens", 0))
