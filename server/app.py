@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 
 from server.error_handlers import add_error_handlers
+from server.files.upkeep import kept_up
 from server.gateway import make_gateway
-from server.routes.chat import CHAT, chat_routes
-from server.routes.completions import COMPLETIONS, completion_routes
-from server.routes.models import MODELS, model_routes
-from server.routes.responses import RESPONSES, response_routes
-from server.routes.status import HEALTH, METRICS, READY, status_routes
+from server.routes.chat import chat_routes
+from server.routes.completions import completion_routes
+from server.routes.files import file_routes
+from server.routes.models import model_routes
+from server.routes.responses import response_routes
+from server.routes.status import status_routes
 from server.settings import Settings, check_environment
 from server.telemetry.logs import configure_logs
 from server.telemetry.observe import Observe
@@ -28,16 +30,15 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with kept_up(gateway.files, gateway.metrics.sources, gateway.threads):
+            yield
         await gateway.aclose()
 
     app = FastAPI(title="LAid gateway", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.add_middleware(
-        Observe, metrics=gateway.metrics, routes=(CHAT, COMPLETIONS, RESPONSES, MODELS, HEALTH, READY, METRICS)
-    )
+    app.add_middleware(Observe, metrics=gateway.metrics)
     add_error_handlers(app)
 
-    for make_routes in (chat_routes, completion_routes, response_routes, model_routes):
+    for make_routes in (chat_routes, completion_routes, response_routes, file_routes, model_routes):
         app.include_router(make_routes(gateway), dependencies=[Depends(gateway.door.enter)])
     app.include_router(status_routes(gateway))
     return app

@@ -29,6 +29,8 @@ class Reason(StrEnum):
     EFFECTIVE_WINDOW_EXCEEDED = "effective_window_exceeded"
     TOO_MANY_TOKENS = "too_many_tokens"
     INVALID_IMAGE = "invalid_image"
+    FILE_NOT_FOUND = "file_not_found"
+    FILE_QUOTA_EXCEEDED = "file_quota_exceeded"
     TOO_MANY_IMAGES = "too_many_images"
     MEDIA_BUDGET_EXCEEDED = "media_budget_exceeded"
     RESERVED_TOKEN = "reserved_token"  # noqa: S105 - a reason, not a secret

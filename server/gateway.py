@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from server.checkpoint import Checkpoint, read_checkpoint
 from server.engines.upstream import Upstream
+from server.files.store import FileStore, Quota
+from server.media.fetch import Fetcher
 from server.media.identity import Identity
 from server.media.images import quiet_pillow
-from server.media.no_loader import NoLoader
+from server.media.loader import SourceLoader
 from server.media.request_images import ImageChecker
-from server.media.source import Loader
 from server.prompt.length import LengthLimits
 from server.prompt.prompt_counter import PromptCounter
 from server.prompt.window import Windows, WindowUse
@@ -34,7 +35,9 @@ class Gateway:
     context_length: int
     """In tokens."""
     upstream: Upstream
-    loader: Loader
+    files: FileStore | None
+    """Uploaded images; None: none are kept."""
+    loader: SourceLoader
     images: ImageChecker
     admission: Admission
     door: Door
@@ -52,6 +55,7 @@ class Gateway:
         """Closes connections and threads."""
         self.upstream.close()
         await self.limiter.aclose()
+        await self.loader.aclose()
         self.threads.shutdown()
 
     def observe_window(self, window: WindowUse) -> dict[str, str]:
@@ -67,6 +71,7 @@ def make_gateway(settings: Settings) -> Gateway:
         CheckpointError: the checkpoint's tokens cannot be counted.
         KeysFileError: the keys file cannot be read.
         ValueError: bounds that leave no room for one of the largest requests.
+        OSError: the folder for uploaded files cannot be written.
     """
     quiet_pillow()
     checkpoint = read_checkpoint(settings.checkpoint)
@@ -81,12 +86,15 @@ def make_gateway(settings: Settings) -> Gateway:
     limiter = Limiter(settings, metrics)
     limits = LengthLimits(context_length=context_length, max_prompt_tokens=settings.max_prompt_tokens)
     windows = Windows(limits, window, checkpoint.image_rule)
+    threads = ThreadPoolExecutor(settings.admission_threads, thread_name_prefix="admission")
+    files = _make_store(settings)
     return Gateway(
         settings=settings,
         checkpoint=checkpoint,
         context_length=context_length,
         upstream=Upstream(settings),
-        loader=NoLoader(),
+        files=files,
+        loader=SourceLoader(Fetcher(settings), files, threads, metrics.sources),
         images=images,
         admission=Admission(settings, counter, images, windows),
         door=Door(settings, metrics, limiter),
@@ -95,5 +103,11 @@ def make_gateway(settings: Settings) -> Gateway:
         prefill=make_prefill_lanes(settings, metrics, context_length=context_length),
         memory=make_body_lanes(settings, metrics),
         metrics=metrics,
-        threads=ThreadPoolExecutor(settings.admission_threads, thread_name_prefix="admission"),
+        threads=threads,
     )
+
+
+def _make_store(settings: Settings) -> FileStore | None:
+    if settings.files_folder is None:
+        return None
+    return FileStore(settings.files_folder, Quota(num_files=settings.max_files, num_bytes=settings.max_files_bytes))

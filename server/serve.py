@@ -100,6 +100,8 @@ async def _bring_up(engine: Engine, model: str, timeout_seconds: float) -> None:
 
 async def _serve_gateway(settings: Settings, run: _Run, *, engine: Engine | None) -> int:
     settings = await _agree_with_engine(settings)
+    if settings.files_folder is None:
+        settings = settings.model_copy(update={"files_folder": run.folder / "files"})
     server = _make_server(settings)
     serving = asyncio.create_task(server.serve(sockets=[run.listener]))
     watching = [asyncio.create_task(run.stop.wait()), asyncio.create_task(_welcome(server, settings, run))]

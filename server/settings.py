@@ -128,6 +128,16 @@ class Settings(BaseSettings):
     fetch_request_concurrency: int = Field(default=8, ge=1)
     """Fetches at once, of one request."""
 
+    files_folder: Path | None = None
+    """Where uploaded files are kept; None: nowhere. `laid-serve` then keeps them until it ends. Processes may share it,
+    on a file system with POSIX locks."""
+    file_lifetime_seconds: int = Field(default=30 * 24 * 3600, ge=3600)
+    """How long an uploaded file is kept, unless its upload asks for less."""
+    max_files: int = Field(default=10_000, ge=1)
+    """Of one tenant."""
+    max_files_bytes: int = Field(default=2048 * MIB, ge=1)
+    """Of one tenant, images uploaded several times once."""
+
     body_timeout_seconds: float = Field(default=60.0, gt=0)
     """From the first byte of a request to the last."""
     connect_timeout_seconds: float = Field(default=5.0, gt=0)

@@ -9,6 +9,7 @@ from server.telemetry.engine_metrics import EngineMetrics
 from server.telemetry.instruments import Instruments
 from server.telemetry.prompt_metrics import PromptMetrics
 from server.telemetry.request_metrics import RequestMetrics
+from server.telemetry.source_metrics import SourceMetrics
 from server.telemetry.traffic_metrics import TrafficMetrics
 from server.telemetry.worker_files import WorkerFiles
 
@@ -29,6 +30,7 @@ class Metrics:
         self.prompts = PromptMetrics(make)
         self.requests = RequestMetrics(make)
         self.traffic = TrafficMetrics(make)
+        self.sources = SourceMetrics(make)
         self.engines = EngineMetrics(make, engines)
 
     def exposition(self) -> bytes:

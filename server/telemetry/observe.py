@@ -2,7 +2,6 @@
 
 import time
 import uuid
-from collections.abc import Collection
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,11 +15,9 @@ from server.telemetry.record import Record
 class Observe:
     """Plain ASGI middleware: it neither buffers nor hides a disconnect."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str]) -> None:
-        """`routes` are the paths that metrics and logs may name; any other is "other"."""
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
-        self._routes = frozenset(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
@@ -50,13 +47,14 @@ class Observe:
             record.error = Reason.INTERNAL
             raise
         finally:
-            route = scope["path"] if scope["path"] in self._routes else "other"
+            # The pattern under which the app knows the path, never the path: that is the client's to choose.
+            route = getattr(scope.get("route"), "path", "other")
             if record.error is not None:
                 self._metrics.requests.count_error(record.error, record.context_class)
             self._metrics.requests.count_response(route, status)
             fields = {
                 "request_id": request_id,
-                "method": scope["method"] if scope["method"] in {"GET", "POST"} else "other",
+                "method": scope["method"] if scope["method"] in {"GET", "POST", "DELETE"} else "other",
                 "route": route,
                 "status": status,
                 "error": record.error,

@@ -203,9 +203,10 @@ async def cued_engine() -> AsyncIterator[CuedEngine]:
 
 
 @pytest.fixture
-def make_settings(checkpoint_path: Path) -> Callable[..., Settings]:
+def make_settings(checkpoint_path: Path, tmp_path: Path) -> Callable[..., Settings]:
     def make(**changes: Any) -> Settings:
-        return Settings(**({"checkpoint": checkpoint_path, "model": MODEL} | changes))
+        defaults = {"checkpoint": checkpoint_path, "model": MODEL, "files_folder": tmp_path / "files"}
+        return Settings(**(defaults | changes))
 
     return make
 
