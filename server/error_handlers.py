@@ -29,11 +29,10 @@ def add_error_handlers(app: FastAPI) -> None:
         return respond(request, GatewayError(error.status_code, reason, message), dict(error.headers or {}))
 
     async def on_bug(request: Request, error: Exception) -> Response:
-        request_id = request.state.request_id
-        LOGGER.error("internal_error", exc_info=error, extra={"fields": {"request_id": request_id}})
+        LOGGER.error("internal_error", exc_info=error)
         failure = GatewayError(500, Reason.INTERNAL, "The gateway failed on this request.")
         # This handler alone stands outside of the middleware that adds the id.
-        return respond(request, failure, {"x-request-id": request_id})
+        return respond(request, failure, {"x-request-id": request.state.request_id})
 
     app.add_exception_handler(GatewayError, on_gateway_error)
     app.add_exception_handler(HTTPException, on_http_error)

@@ -140,7 +140,7 @@ class Relay:
         if compare and isinstance(engine, int):
             self._metrics.prompts.observe_usage(counted, usage)
             if counted != engine:
-                fields = {"request_id": self._record.request_id, "counted": counted, "engine": engine}
+                fields = {"counted": counted, "engine": engine}
                 LOGGER.warning("count_difference", extra={"fields": fields})
 
     def _error_event(self, error: GatewayError) -> bytes:

@@ -3,20 +3,24 @@
 import json
 import logging
 import sys
+from contextvars import ContextVar
 from typing import Any
 
 LOGGER = logging.getLogger("laid.server")
+REQUEST_ID: ContextVar[str] = ContextVar("request_id")
+"""Of the request that is being served; every line logged meanwhile carries it."""
 
 
 class JsonFormatter(logging.Formatter):
-    """Time, level, event and the fields given as `extra={"fields": {...}}`."""
+    """Time, level, event, the request's id and the fields given as `extra={"fields": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line of JSON."""
         entry: dict[str, Any] = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            **_event(record),
+            **({"request_id": request_id} if (request_id := REQUEST_ID.get(None)) is not None else {}),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -31,11 +35,24 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logs(level: str = "INFO") -> None:
-    """Sends this package's logs, and uvicorn's errors, to standard error as JSON."""
+    """Sends this package's logs and every library's warnings to standard error as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    for name in (LOGGER.name, "uvicorn.error"):
+    logging.captureWarnings(True)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel("WARNING")
+    LOGGER.setLevel(level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.setLevel(level if name == LOGGER.name else "WARNING")
-        logger.propagate = False
+        # uvicorn's command line gives them handlers of their own, and an access log with whole paths.
+        logger.handlers = []
+        logger.propagate = True
+        logger.setLevel("ERROR" if name == "uvicorn.access" else "WARNING")
+
+
+def _event(record: logging.LogRecord) -> dict[str, str]:
+    """What happened; a library's own words are left out, for they may quote a request."""
+    if record.name == LOGGER.name:
+        return {"event": record.getMessage()}
+    return {"event": "library", "logger": record.name, "at": f"{record.pathname}:{record.lineno}"}

@@ -7,7 +7,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import Reason
-from server.telemetry.logs import LOGGER
+from server.telemetry.logs import LOGGER, REQUEST_ID
 from server.telemetry.metrics import Metrics
 from server.telemetry.record import Record
 
@@ -25,6 +25,7 @@ class Observe:
             await self._app(scope, receive, send)
             return
         request_id = uuid.uuid4().hex
+        REQUEST_ID.set(request_id)
         record = Record(request_id)
         scope.setdefault("state", {}).update(request_id=request_id, record=record)
         started = time.perf_counter()
@@ -53,7 +54,6 @@ class Observe:
                 self._metrics.requests.count_error(record.error, record.context_class)
             self._metrics.requests.count_response(route, status)
             fields = {
-                "request_id": request_id,
                 "method": scope["method"] if scope["method"] in {"GET", "POST", "DELETE"} else "other",
                 "route": route,
                 "status": status,
