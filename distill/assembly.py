@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
 import rope_gain
 from distill.adapters import add_adapters
@@ -20,9 +21,10 @@ from distill.inputs import check_teacher
 from distill.loading import choose_teacher_device, load_model, load_processor, load_window, make_source
 from distill.model import SignalModel, Teacher
 from distill.objective import Objective
-from distill.recipe import Recipe, TrainConfig
+from distill.recipe import Recipe
 from distill.recording.teacher import RecordedTeacher, open_recorded_teacher
-from distill.sharding import is_sharding_asked, shard
+from distill.sharding import fsdp2, zero3
+from distill.sharding.asked import Sharding, asked_sharding
 from distill.state import load_trained
 from distill.trainer import Part, Trainer
 
@@ -52,12 +54,12 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
         ValueError: the models do not fit each other, the loss or the data.
     """
     torch.manual_seed(recipe.train.seed)
-    is_sharded = is_sharding_asked()
-    accelerator = _make_accelerator(recipe.train, folder=log_path.parent)
+    sharding = asked_sharding()
+    accelerator = _make_accelerator(recipe, sharding, folder=log_path.parent)
     device = accelerator.device
     cache_bytes = recipe.train.feature_cache_mib * 2**20
     # What is sharded moves to its device share by share.
-    model, adapted = _student_model(recipe, torch.device("cpu") if is_sharded else device)
+    model, adapted = _student_model(recipe, device if sharding is None else torch.device("cpu"))
     processor = load_processor(recipe.student)
     rope_index = find_family(model).rope_index(model)
     collate = Collator(processor, rope_index, is_packed=recipe.train.packing, stretch=recipe.data.stretch)
@@ -98,8 +100,8 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
         vocabulary_size=len(processor.tokenizer),
     ).to(device)
     distiller = Distiller(student, objective)
-    if is_sharded:
-        shard(distiller, accelerator)
+    if sharding == "fsdp2":
+        fsdp2.shard(distiller, accelerator)
 
     def make_parts(step: int) -> list[Part]:
         samples = source.samples(step)
@@ -111,6 +113,7 @@ def assemble(recipe: Recipe, *, state_path: Path, log_path: Path) -> Run:
         recipe,
         accelerator=accelerator,
         distiller=distiller,
+        sharding=sharding,
         teacher=teacher,
         make_parts=make_parts,
         state_path=state_path,
@@ -132,15 +135,17 @@ def split(samples: list[Sample], num_parts: int) -> list[list[Sample]]:
     return [samples[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def _make_accelerator(config: TrainConfig, *, folder: Path) -> Accelerator:
+def _make_accelerator(recipe: Recipe, sharding: Sharding | None, *, folder: Path) -> Accelerator:
     """One process, or one of those that `accelerate launch` started.
 
     Args:
         folder: of the run, where trackers write.
 
     Raises:
-        ValueError: a GPU is asked for where there is none, or a tracker is not installed.
+        ValueError: a GPU is asked for where there is none, a tracker is not installed, or DeepSpeed is configured for
+            what is not supported.
     """
+    config = recipe.train
     for tracker in config.trackers:
         package = importlib.util.find_spec(tracker)
         # A folder of that name, such as W&B's own beside an earlier run, is found too, but has no file.
@@ -150,13 +155,26 @@ def _make_accelerator(config: TrainConfig, *, folder: Path) -> Accelerator:
             )
     # A tower in training sees no image in a step of text alone, and its weights then have no gradient to exchange.
     unused = DistributedDataParallelKwargs(find_unused_parameters=not config.freeze_vision)
+    handlers: list[Any] = [unused]
+    if sharding == "zero3" and not torch.cuda.is_available():
+        # Of itself Accelerate takes DeepSpeed's processes without GPUs for one process each.
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    # Gradients are exchanged once a step, unless that would keep whole ones where there are shares.
+    accumulation = GradientAccumulationPlugin(
+        num_steps=config.micro_batches, sync_with_dataloader=False, sync_each_batch=sharding is not None
+    )
     accelerator = Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision=config.mixed_precision,
-        kwargs_handlers=[unused],
+        # DeepSpeed is left out where a CPU is asked for, and has its own way to bfloat16.
+        cpu=config.device == "cpu" and sharding != "zero3",
+        mixed_precision="no" if sharding == "zero3" else config.mixed_precision,
+        gradient_accumulation_plugin=accumulation,
+        kwargs_handlers=handlers,
         log_with=list(config.trackers) or None,
         project_dir=folder,
     )
+    if sharding == "zero3":
+        zero3.check(recipe, accelerator.deepspeed_plugin.deepspeed_config, accelerator.device)
+        zero3.load_models_whole()
     # Of itself W&B would write into the working directory.
     accelerator.init_trackers("laid", init_kwargs={"wandb": {"dir": str(folder)}})
     if config.device == "cuda" and accelerator.device.type != "cuda":

@@ -1,7 +1,7 @@
 """The whole loss of a step, and the mixing weights that belong to it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ from distill.schedule import gamma_at
 from distill.signals import AttentionShape, Signals
 
 
-@dataclass(frozen=True, kw_only=True)
-class Losses:
-    """The weighted sum, with gradients, and every unweighted term, for the log."""
+class Losses(NamedTuple):
+    """The weighted sum, with gradients, and every unweighted term, for the log.
+
+    A tuple, in which DeepSpeed finds the tensor that its backward pass starts from.
+    """
 
     total: Tensor
     terms: dict[str, float]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from distill.recipe import Recipe
-from distill.sharding import placed, whole
+from distill.sharding.shares import fill, placed, whole
 
 # What may differ between the run that saved and the run that resumes: it does not touch the result.
 _FREE_SETTINGS = ("output", "train.save_every", "train.feature_cache_mib", "train.trackers")
 
 
+@torch.no_grad()
 def save_state(
     path: Path | None,
     *,
@@ -37,7 +38,7 @@ def save_state(
         full = whole(value)
         if path is None:
             return None
-        return full if full is value else full.cpu()
+        return full.detach() if full is value else full.cpu()
 
     trained = {name: _trained(module) for name, module in modules.items()}
     of_optimizer = optimizer.state_dict()
@@ -59,9 +60,17 @@ def save_state(
 
 
 def load_state(
-    path: Path, *, recipe: Recipe, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
+    path: Path,
+    *,
+    recipe: Recipe,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
 ) -> dict[str, Any]:
     """Puts the trained parameters and the optimizer's states back and returns the plain values.
+
+    Args:
+        parameters: those of the optimizer, in its order.
 
     Raises:
         ValueError: the state was saved under another recipe; the message names the settings that differ.
@@ -72,7 +81,6 @@ def load_state(
         raise ValueError(f"{path}: saved under another recipe, expected the same to resume: {'; '.join(differing)}")
     for name, module in modules.items():
         _fill(module, state["modules"][name])
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         index: {key: placed(value, parameters[index]) for key, value in of_parameter.items()}
         for index, of_parameter in state["optimizer"]["state"].items()
@@ -98,11 +106,11 @@ def _read(path: Path) -> dict[str, Any]:
 def _fill(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     parameters = dict(module.named_parameters())
     for key, value in tensors.items():
-        parameters[key].copy_(placed(value, parameters[key]))
+        fill(parameters[key], value)
 
 
-def _trained(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter.data for name, parameter in module.named_parameters() if parameter.requires_grad}
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def _each(change: Callable[[Any], Any], values: Mapping[str, Any]) -> dict[str, Any]:

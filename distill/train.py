@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   distill train recipe.yaml --resume        go on after Ctrl-C or a crash, with the same settings
   accelerate launch --num_processes 4 -m distill train recipe.yaml      on several GPUs
   accelerate launch --config_file distill/recipes/accelerate/fsdp2.yaml -m distill train recipe.yaml     sharded, FSDP2
+  accelerate launch --config_file distill/recipes/accelerate/zero3.yaml -m distill train recipe.yaml     by DeepSpeed
   ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m distill train recipe.yaml      in several processes on a CPU
 
 The output folder gets log.jsonl (every loss term of every step), TensorBoard's files in laid/, state.pt while the run
@@ -83,7 +84,7 @@ def _train(recipe: Recipe, folder: Path, checkpoint: Path, command: str) -> int:
     if not run.accelerator.is_main_process:
         return 0
     model, adapted = run.model, run.adapted
-    if trainer.is_sharded:
+    if trainer.sharding is not None:
         model, adapted = whole_student(recipe, folder / STATE_FILE)
     if adapted is not None:
         merge_adapters(adapted)

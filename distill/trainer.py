@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from distill.prefetch import prefetched
 from distill.recipe import Recipe
 from distill.recording.teacher import RecordedTeacher
 from distill.runlog import RunLog
-from distill.sharding import is_sharded, whole
+from distill.sharding import zero3
+from distill.sharding.asked import Sharding
+from distill.sharding.shares import whole
 from distill.signals import Signals
 from distill.state import load_state, save_state
 
@@ -56,6 +58,7 @@ class Trainer:
         *,
         accelerator: Accelerator,
         distiller: Distiller,
+        sharding: Sharding | None,
         teacher: Teacher | RecordedTeacher | None,
         make_parts: Callable[[int], Sequence[Part]],
         state_path: Path,
@@ -64,6 +67,7 @@ class Trainer:
         """Starts at step 0, or at the step of the saved state if there is one.
 
         Args:
+            sharding: by what the student is shared; with FSDP2 it already is.
             make_parts: this process's parts of a step, on its device, `train.micro_batches` of them; a pure function
                 of the step.
 
@@ -77,12 +81,14 @@ class Trainer:
         self._make_parts = make_parts
         self._state_path = state_path
         self._modules = {"student": distiller.student, "objective": distiller.objective}
-        self.is_sharded = is_sharded(distiller)
+        self.sharding = sharding
         optimizer = make_optimizer(distiller.student, distiller.objective, recipe.train)
         self._trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._distiller: Any = distiller
         self._optimizer: Any = optimizer
-        if not self.is_sharded:
+        if sharding == "zero3":
+            self._distiller, self._optimizer = zero3.prepare(distiller, optimizer, accelerator, recipe)
+        elif sharding is None:
             self._distiller, self._optimizer = accelerator.prepare(distiller, optimizer)
         self.step = 0
         self.seconds = 0.0
@@ -154,17 +160,13 @@ class Trainer:
         self._optimizer.zero_grad()
         totals: dict[str, float] = {}
         terms: dict[str, float] = {}
-        pieces = self._recipe.train.micro_batches
-        for index in range(pieces):
+        for index in range(self._recipe.train.micro_batches):
             piece = next(inputs)
             if index == 0:
                 totals = self._sum(piece.counts)
-                if self.is_sharded and not self._recipe.train.freeze_vision:
-                    # The tower sees no image in a part of text alone, where another process may have one.
-                    self._distiller.set_reduce_scatter_unused_params(totals["images"] > 0, recurse=False)
-            # Gradients are exchanged once a step, unless that would keep whole ones where there are shares.
-            is_exchanged = index == pieces - 1 or self.is_sharded
-            with nullcontext() if is_exchanged else self._accelerator.no_sync(self._distiller):
+                if not self._recipe.train.freeze_vision:
+                    self._expect_images(totals)
+            with self._accelerator.accumulate(self._distiller):
                 losses = self._backward(piece, totals)
             for name, value in losses.terms.items():
                 terms[name] = terms.get(name, 0.0) + value
@@ -181,9 +183,21 @@ class Trainer:
             losses: Losses = self._distiller(part.batch, piece.teacher, self._progress, shares)
         if not losses.total.isfinite():
             raise ValueError(f"step {self.step}: the loss is {losses.total.item()}; terms: {losses.terms}")
-        # The mean over the processes, which is what they exchange, times their number is the sum.
-        self._accelerator.backward(losses.total * self._accelerator.num_processes)
+        # The mean over processes and pieces, which is what Accelerate makes of it, times their number is the sum.
+        num_pieces = self._accelerator.num_processes * self._recipe.train.micro_batches
+        self._accelerator.backward(losses.total * num_pieces)
         return losses
+
+    def _expect_images(self, totals: Mapping[str, float]) -> None:
+        """Tells the shards of a tower in training, which sees no image in a part of text alone, what is to come."""
+        if self.sharding == "fsdp2":
+            self._distiller.set_reduce_scatter_unused_params(totals["images"] > 0, recurse=False)
+        elif self.sharding == "zero3" and totals["parts_without_images"] > 0:
+            raise ValueError(
+                f"step {self.step}: {totals['parts_without_images']:.0f} parts without images, and "
+                "train.freeze_vision: false, where DeepSpeed's processes would wait for each other; expected images in "
+                "every part, a frozen tower, or FSDP2"
+            )
 
     def _sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums over all processes."""
@@ -220,7 +234,13 @@ class Trainer:
         )
 
     def _load(self) -> None:
-        values = load_state(self._state_path, recipe=self._recipe, modules=self._modules, optimizer=self._optimizer)
+        values = load_state(
+            self._state_path,
+            recipe=self._recipe,
+            modules=self._modules,
+            optimizer=self._optimizer,
+            parameters=self._trained,
+        )
         self.step, self.seconds = values["step"], values["seconds"]
 
 
@@ -231,6 +251,7 @@ def _counts(parts: Sequence[Part], rows: Sequence[Mapping[str, int]]) -> dict[st
         "samples": sum(len(batch.names) for batch, _ in real),
         "images": sum(len(batch.images) for batch, _ in real),
         "tokens": sum(batch.num_tokens for batch, _ in real),
+        "parts_without_images": sum(not part.batch.images for part in parts),
         **{name: sum(of_part[name] for _, of_part in real) for name in rows[0]},
     }
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from distill.distiller import Distiller
 from rope_gain import gain_modules
@@ -20,46 +19,6 @@ from rope_gain.families import find_family
 
 if TYPE_CHECKING:
     from distill.signals import Signals
-
-EXAMPLE = "distill/recipes/accelerate/fsdp2.yaml"
-
-# Of Accelerate's settings, as `accelerate launch` hands them on: what Accelerate takes for one that is not set, and
-# what a student can be sharded with. Whatever else it hands on changes nothing in FSDP2, or is obeyed.
-_SETTINGS = {
-    "FSDP_VERSION": ("1", "2"),
-    "FSDP_AUTO_WRAP_POLICY": ("NO_WRAP", "TRANSFORMER_BASED_WRAP"),
-    "FSDP_TRANSFORMER_CLS_TO_WRAP": ("", ""),
-    "FSDP_IGNORED_MODULES": ("", ""),
-    "FSDP_OFFLOAD_PARAMS": ("false", "false"),
-    "FSDP_ACTIVATION_CHECKPOINTING": ("false", "false"),
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": ("false", "false"),
-}
-
-
-def is_sharding_asked() -> bool:
-    """Whether the processes were started to share a student by FSDP2.
-
-    Raises:
-        ValueError: they are to share it in another way, or Accelerate's settings ask for what would not happen.
-    """
-    for kind in ("DEEPSPEED", "MEGATRON_LM"):
-        if _is_true(f"ACCELERATE_USE_{kind}"):
-            raise ValueError(
-                f"accelerate: configured for {kind}, expected one process, data parallelism or FSDP2: a student is "
-                f"sharded by: accelerate launch --config_file {EXAMPLE}"
-            )
-    if not _is_true("ACCELERATE_USE_FSDP"):
-        return False
-    for name, (default, expected) in _SETTINGS.items():
-        found = os.environ.get(name, default)
-        if found.lower() != expected.lower():
-            raise ValueError(
-                f"accelerate: {name.lower()}: {found!r}, expected {expected or 'none'!r}, as in {EXAMPLE}; decoder "
-                "layers are sharded one by one, and train.gradient_checkpointing recomputes them"
-            )
-    if not torch.distributed.is_torchelastic_launched():
-        raise ValueError("accelerate: configured for FSDP in one process alone, expected `accelerate launch`")
-    return True
 
 
 def shard(distiller: Distiller, accelerator: Accelerator) -> None:
@@ -100,26 +59,6 @@ def shard(distiller: Distiller, accelerator: Accelerator) -> None:
     objective.register_forward_pre_hook(_gather_for_losses(layers))
 
 
-def is_sharded(module: nn.Module) -> bool:
-    """Whether `shard` was called on it."""
-    return isinstance(module, FSDPModule)
-
-
-def whole(value: Any) -> Any:
-    """A sharded tensor's full one, for which every process has to ask; any other value as it is."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def placed(value: Any, like: Tensor) -> Any:
-    """A copy of a full tensor, sharded as another tensor of its shape is; any other value as it is."""
-    if not isinstance(value, Tensor):
-        return value
-    if isinstance(like, DTensor) and value.shape == like.shape:
-        # Every process cuts its own share out, without a word to the others.
-        value = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
-    return value.clone()
-
-
 def _frozen_vision(model: Any) -> set[nn.Parameter]:
     """The frozen parameters that neither the decoder nor the output layer has."""
     decoder = model.get_submodule(find_family(type(model).__name__).decoder)
@@ -141,7 +80,3 @@ def _gather_for_losses(layers: Any) -> Any:
                 )
 
     return hook
-
-
-def _is_true(name: str) -> bool:
-    return os.environ.get(name, "false").lower() == "true"
