@@ -12,6 +12,7 @@ from server.gateway import make_gateway
 from server.routes.chat import chat_routes
 from server.routes.completions import completion_routes
 from server.routes.files import file_routes
+from server.routes.input_tokens import input_token_routes
 from server.routes.models import model_routes
 from server.routes.responses import response_routes
 from server.routes.status import status_routes
@@ -38,7 +39,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Observe, metrics=gateway.metrics)
     add_error_handlers(app)
 
-    for make_routes in (chat_routes, completion_routes, response_routes, file_routes, model_routes):
+    for make_routes in (chat_routes, completion_routes, response_routes, input_token_routes, file_routes, model_routes):
         app.include_router(make_routes(gateway), dependencies=[Depends(gateway.door.enter)])
     app.include_router(status_routes(gateway))
     return app

@@ -1,7 +1,8 @@
 """One request from its body to its answer's last byte: the order in which everything is done to it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.datastructures import Headers
@@ -11,11 +12,12 @@ from starlette.types import Message, Receive, Scope, Send
 from server.engines.relay import Relay
 from server.errors import GatewayError
 from server.gateway import Gateway
-from server.media.source import RemoteUrl, UploadedFile
+from server.media.source import Content, ImageError, PlacedSource, RemoteUrl, UploadedFile
 from server.prompt.window_policy import POLICY_HEADER, WindowPolicy, choose_policy
 from server.requests.admission import Admitted, Parse
 from server.requests.body import Body
 from server.requests.disconnect import run_until_disconnect
+from server.requests.draft import Draft
 from server.telemetry.context_class import context_class_of
 from server.telemetry.phases import Phase, Phases
 from server.telemetry.record import Record
@@ -91,6 +93,15 @@ class Exchange(Response):
                 await relay.carry(send)
 
     async def _admit(self, phases: Phases, policy: WindowPolicy) -> Admitted:
+        loaded = await self._load(phases)
+        admitted = await self._check(self._gateway.admission.check, loaded, policy)
+        self._gateway.metrics.prompts.observe_media(
+            body_bytes=len(self._body), image_bytes=admitted.image_bytes, image_pixels=admitted.image_pixels
+        )
+        return admitted
+
+    async def _load(self, phases: Phases) -> "_Loaded":
+        """Takes the body apart, and brings to this machine what of it is elsewhere."""
         gateway = self._gateway
         draft = await self._step(LOOP_PARSE_BYTES, gateway.admission.parse, self._body, self._parse)
         sources = gateway.images.place(draft.conversation)
@@ -102,19 +113,14 @@ class Exchange(Response):
         )
         if elsewhere:
             phases.begin(Phase.CHECK)
-        admitted = await self._step(
-            0 if sources else LOOP_CHECK_BYTES,
-            gateway.admission.check,
-            draft,
-            sources,
-            loaded,
-            self._caller.tenant,
-            policy,
+        return _Loaded(draft=draft, sources=sources, contents=loaded)
+
+    async def _check(self, step: Callable[..., T], loaded: "_Loaded", policy: WindowPolicy) -> T:
+        """`step` is one of the two last of admission: the check, or the count alone."""
+        loop_bytes = 0 if loaded.sources else LOOP_CHECK_BYTES
+        return await self._step(
+            loop_bytes, step, loaded.draft, loaded.sources, loaded.contents, self._caller.tenant, policy
         )
-        gateway.metrics.prompts.observe_media(
-            body_bytes=len(self._body), image_bytes=admitted.image_bytes, image_pixels=admitted.image_pixels
-        )
-        return admitted
 
     async def _take_room(self, admitted: Admitted, record: Record) -> Room:
         """Counts the prompt against its key's limits, then waits for its turn."""
@@ -129,3 +135,13 @@ class Exchange(Response):
         if len(self._body) <= loop_bytes:
             return step(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._gateway.threads, step, *arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """A draft whose images are all on this machine, or known not to be."""
+
+    draft: Draft
+    sources: Sequence[PlacedSource]
+    contents: Sequence[Content | ImageError]
+    """Of each source that is elsewhere, in order."""

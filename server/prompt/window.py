@@ -101,10 +101,14 @@ class Windows:
         self._limits.check(seen, note)
         if policy is not WindowPolicy.WARN:
             self._check_effective(seen, note)
+        return replace(self.use(prompt.count), count=count, fitted=fitted)
+
+    def use(self, count: PromptCount) -> WindowUse:
+        """What a prompt takes of the windows, whether or not it would be admitted."""
         return WindowUse(
             count=count,
-            original=prompt.count,
-            fitted=fitted,
+            original=count,
+            fitted={},
             context_length=self._limits.context_length,
             effective=self._effective,
         )

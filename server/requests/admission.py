@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.errors import BadRequestError
 from server.media.request_images import ImageChecker, RequestImage
 from server.media.source import Content, ImageError, PlacedSource
 from server.prompt.length import Prompt
@@ -49,6 +50,18 @@ class Admitted:
         return sum(image.size.pixels for image in self.images)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A request that was counted and goes nowhere."""
+
+    name: str
+    """The parameter that holds the prompt."""
+    images: Sequence[RequestImage]
+    window: WindowUse
+    refusal: BadRequestError | None
+    """Why a prompt of this length would be refused."""
+
+
 class Admission:
     """Every check of a request, in two steps; both block, so long bodies are for a worker thread."""
 
@@ -89,29 +102,59 @@ class Admission:
         Raises:
             GatewayError: the first thing wrong; of images all that are wrong.
         """
-        images = self._images.read(sources, loaded, tenant)
-        sizes = [image.size for image in images]
-        conversation, parameters = draft.conversation, draft.parameters
-        count = self._counter.count(conversation, sizes, **_template_variables(parameters))
-        prompt = Prompt(
-            count=count,
-            image_paths=[image.path for image in images],
-            name=conversation.name,
-            max_tokens=parameters.max_tokens,
-            max_tokens_name=parameters.max_tokens_name,
-        )
-        window = self._windows.admit(prompt, sizes, policy, first=conversation.num_earlier_images())
+        images, prompt = self._count(draft, sources, loaded, tenant)
+        window = self._admit(draft, images, prompt, policy)
         images = self._images.verify(images)
         if window.fitted:
             images = self._images.resize(images, window.fitted, tenant)
         return Admitted(
-            parameters=parameters,
+            parameters=draft.parameters,
             engine_path=draft.engine_path,
             form=draft.form,
             window=window,
             body=EngineBody(draft, images),
             images=images,
         )
+
+    def measure(
+        self,
+        draft: Draft,
+        sources: Sequence[PlacedSource],
+        loaded: Sequence[Content | ImageError],
+        tenant: str,
+        policy: WindowPolicy,
+    ) -> Measured:
+        """The same as `check` as far as the count, for a prompt of any length; images are known by their headers.
+
+        Raises:
+            GatewayError: the prompt cannot be counted; of images all that are wrong.
+        """
+        images, prompt = self._count(draft, sources, loaded, tenant)
+        window, refusal = self._windows.use(prompt.count), None
+        try:
+            window = self._admit(draft, images, prompt, policy)
+        except BadRequestError as error:
+            refusal = error
+        return Measured(name=draft.conversation.name, images=images, window=window, refusal=refusal)
+
+    def _count(
+        self, draft: Draft, sources: Sequence[PlacedSource], loaded: Sequence[Content | ImageError], tenant: str
+    ) -> tuple[list[RequestImage], Prompt]:
+        images = self._images.read(sources, loaded, tenant)
+        sizes = [image.size for image in images]
+        conversation, parameters = draft.conversation, draft.parameters
+        prompt = Prompt(
+            count=self._counter.count(conversation, sizes, **_template_variables(parameters)),
+            image_paths=[image.path for image in images],
+            name=conversation.name,
+            max_tokens=parameters.max_tokens,
+            max_tokens_name=parameters.max_tokens_name,
+        )
+        return images, prompt
+
+    def _admit(self, draft: Draft, images: list[RequestImage], prompt: Prompt, policy: WindowPolicy) -> WindowUse:
+        sizes = [image.size for image in images]
+        return self._windows.admit(prompt, sizes, policy, first=draft.conversation.num_earlier_images())
 
 
 def _template_variables(parameters: Parameters) -> dict[str, Any]:
