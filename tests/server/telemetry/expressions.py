@@ -1,6 +1,7 @@
 """The metric names in PromQL expressions and in a scrape."""
 
 import re
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -15,6 +16,7 @@ NOT_METRICS = (
     r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)",
 )
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",)}
+VLLM_METRICS = Path(__file__).parents[3] / "deploy" / "prometheus" / "vllm_metrics.txt"
 
 
 def metric_names(expression: str) -> set[str]:
@@ -32,3 +34,9 @@ def gateway_names(exposition: str) -> set[str]:
         for family in text_string_to_metric_families(exposition)
         for suffix in SUFFIXES[family.type]
     }
+
+
+def vllm_names() -> set[str]:
+    """Every sample name of vLLM, by the committed list; a counter's name there has its suffix."""
+    lines = [line.split() for line in VLLM_METRICS.read_text().splitlines() if not line.startswith("#")]
+    return {name + suffix for name, kind in lines for suffix in (SUFFIXES[kind] if kind == "histogram" else ("",))}

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import yaml
 
+from tests.server.telemetry.expressions import VLLM_METRICS
 from tests.system import need_program
 
 FOLDER = Path(__file__).parents[3] / "deploy" / "prometheus"
@@ -172,3 +173,15 @@ def test_promtool_has_nothing_against_a_live_scrape(
         assert client.post("/v1/chat/completions", json=chat(model="other")).status_code == 404
 
         assert promtool("check", "metrics", stdin=client.get("/metrics").text) == ""
+
+
+@pytest.mark.engine
+def test_the_list_of_the_engines_metrics_is_the_engines_own(served: Any) -> None:
+    text = httpx.get(f"{served.engine_url}/metrics", timeout=PATIENCE_SECONDS).text
+    scraped = {tuple(line.split()[2:]) for line in text.splitlines() if line.startswith("# TYPE vllm:")}
+    listed = {tuple(line.split()) for line in VLLM_METRICS.read_text().splitlines() if not line.startswith("#")}
+
+    # A metric may come or go with the engine's options, but none that a dashboard reads.
+    assert len(listed & scraped) > 30
+    read = {"vllm:kv_cache_usage_perc", "vllm:mm_cache_hits_total", "vllm:num_requests_running"}
+    assert read <= {name for name, _ in listed & scraped}
