@@ -22,7 +22,7 @@ from server.telemetry.observe import Observe
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Builds the gateway for one checkpoint and one engine.
+    """Builds the gateway for one checkpoint and the engines that serve it.
 
     Raises:
         CheckpointError: the checkpoint's tokens cannot be counted.
@@ -31,6 +31,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await gateway.engines.start()
         async with kept_up(gateway.files, gateway.metrics.sources, gateway.threads):
             yield
         await gateway.aclose()

@@ -25,6 +25,8 @@ examples:
   laid-serve runs/student --engine-arg=--max-model-len=1024 --engine-arg=--seed=1
                                                           options of vLLM's own server
   laid-serve runs/student --upstream http://10.0.0.7:8000 the gateway alone, before an engine that runs there
+  laid-serve runs/student --upstream http://10.0.0.7:8000 --upstream http://10.0.0.8:8000
+                                                          before two: a conversation stays with one while it is well
 
 limits come from the environment, e.g. LAID_MAX_IMAGES=50, LAID_MAX_BODY_BYTES, LAID_MAX_IMAGE_PIXELS,
 LAID_MAX_CHOICES; every name is in server/settings.py. Logs are JSON on standard error, without prompts or images.
@@ -69,7 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, help="port to listen on (default 8000)")
     parser.add_argument("--model", metavar="NAME", help="the model's name for clients (default: the folder's name)")
-    parser.add_argument("--upstream", metavar="URL", help="an engine that already runs; none is started then")
+    parser.add_argument(
+        "--upstream",
+        action="append",
+        metavar="URL",
+        help="an engine that already runs; none is started then; may be repeated, for engines that serve the same",
+    )
     parser.add_argument("--engine-port", type=int, metavar="PORT", help="the engine's port (default: a free one)")
     parser.add_argument(
         "--engine-arg", action="append", default=[], metavar="ARG", help="one more argument for vLLM; may be repeated"

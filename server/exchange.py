@@ -82,7 +82,7 @@ class Exchange(Response):
         with await self._take_room(admitted, record) as prefill:
             relay = Relay(
                 admitted,
-                upstream=self._gateway.upstream,
+                engines=self._gateway.engines,
                 metrics=self._gateway.metrics,
                 settings=self._gateway.settings,
                 headers=self._gateway.observe_window(admitted.window),

@@ -3,8 +3,10 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from server.checkpoint import Checkpoint, read_checkpoint
+from server.engines.pool import EnginePool
 from server.engines.upstream import Upstream
 from server.files.store import FileStore, Quota
 from server.media.fetch import Fetcher
@@ -34,7 +36,7 @@ class Gateway:
     checkpoint: Checkpoint
     context_length: int
     """In tokens."""
-    upstream: Upstream
+    engines: EnginePool
     files: FileStore | None
     """Uploaded images; None: none are kept."""
     loader: SourceLoader
@@ -53,7 +55,7 @@ class Gateway:
 
     async def aclose(self) -> None:
         """Closes connections and threads."""
-        self.upstream.close()
+        await self.engines.aclose()
         await self.limiter.aclose()
         await self.loader.aclose()
         self.threads.shutdown()
@@ -65,7 +67,7 @@ class Gateway:
 
 
 def make_gateway(settings: Settings) -> Gateway:
-    """Builds everything for one checkpoint and one engine.
+    """Builds everything for one checkpoint and the engines that serve it.
 
     Raises:
         CheckpointError: the checkpoint's tokens cannot be counted.
@@ -76,7 +78,9 @@ def make_gateway(settings: Settings) -> Gateway:
     quiet_pillow()
     checkpoint = read_checkpoint(settings.checkpoint)
     context_length = settings.context_length or checkpoint.context_length
-    metrics = Metrics(settings.model, engines=(str(settings.upstream),), workers=worker_files(os.environ))
+    settings = settings.model_copy(update={"context_length": context_length})
+    names = [str(index) for index in range(len(settings.upstream))]
+    metrics = Metrics(settings.model, engines=names, workers=worker_files(os.environ))
     window = checkpoint.effective_window
     metrics.prompts.set_windows(context_length, 0 if window is None else window.tokens)
     counter = PromptCounter(checkpoint)
@@ -88,11 +92,15 @@ def make_gateway(settings: Settings) -> Gateway:
     windows = Windows(limits, window, checkpoint.image_rule)
     threads = ThreadPoolExecutor(settings.admission_threads, thread_name_prefix="admission")
     files = _make_store(settings)
+    engines = [
+        Upstream(name, url, settings, on_health=partial(metrics.engines.set_up, name))
+        for name, url in zip(names, settings.upstream, strict=True)
+    ]
     return Gateway(
         settings=settings,
         checkpoint=checkpoint,
         context_length=context_length,
-        upstream=Upstream(settings),
+        engines=EnginePool(engines, settings, metrics.engines),
         files=files,
         loader=SourceLoader(Fetcher(settings), files, threads, metrics.sources),
         images=images,

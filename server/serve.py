@@ -75,7 +75,7 @@ async def serve(settings: Settings, options: EngineOptions | None) -> int:
             if not await _unless_stopped(run.stop, _bring_up(engine, settings.model, options.start_timeout_seconds)):
                 return 0
             return await _serve_gateway(
-                settings.model_copy(update={"upstream": HttpUrl(engine.url)}), run, engine=engine
+                settings.model_copy(update={"upstream": (HttpUrl(engine.url),)}), run, engine=engine
             )
         finally:
             engine.stop()
@@ -119,13 +119,18 @@ async def _serve_gateway(settings: Settings, run: _Run, *, engine: Engine | None
 
 
 async def _agree_with_engine(settings: Settings) -> Settings:
-    """The settings with the name and the context length under which the engine really serves its model."""
-    name, context_length = await read_served_model(
-        str(settings.upstream), timeout_seconds=settings.connect_timeout_seconds
-    )
-    if "model" in settings.model_fields_set and name != settings.model:
-        raise EngineError(f"the engine serves {name!r}, the gateway was told {settings.model!r}; see --model")
-    return settings.model_copy(update={"model": name, "context_length": context_length})
+    """The settings with the name and the context length under which the first engine that answers serves its model."""
+    troubles = []
+    for url in settings.upstream:
+        try:
+            name, context_length = await read_served_model(str(url), timeout_seconds=settings.connect_timeout_seconds)
+        except EngineError as error:
+            troubles.append(str(error))
+            continue
+        if "model" in settings.model_fields_set and name != settings.model:
+            raise EngineError(f"the engine serves {name!r}, the gateway was told {settings.model!r}; see --model")
+        return settings.model_copy(update={"model": name, "context_length": context_length})
+    raise EngineError("\n".join(troubles))
 
 
 def _make_server(settings: Settings) -> "_Server":

@@ -4,10 +4,10 @@ import difflib
 import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, HttpUrl, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, HttpUrl, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.media.links import check_endpoint, check_host_rule
 from server.prompt.window_policy import WindowPolicy
@@ -18,6 +18,19 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 PREFIX = "LAID_"
 
 
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _check_engines(urls: tuple[HttpUrl, ...]) -> tuple[HttpUrl, ...]:
+    for url in urls:
+        if url.username or url.password or url.query or url.fragment:
+            raise ValueError(f"{url}: expected nothing but scheme, host, port and path")
+    if not urls or len(set(urls)) < len(urls):
+        raise ValueError(f"expected one URL or several different ones, got {', '.join(map(str, urls)) or 'none'}")
+    return urls
+
+
 class Settings(BaseSettings):
     """Read once at start-up from `LAID_*` variables and the command line; a bad value raises."""
 
@@ -25,8 +38,11 @@ class Settings(BaseSettings):
 
     checkpoint: Path
     """Folder of the served checkpoint: the source of tokenizer, chat template, image rule and effective window."""
-    upstream: HttpUrl = HttpUrl("http://127.0.0.1:8001")
-    """Base URL of the engine, without /v1."""
+    upstream: Annotated[tuple[HttpUrl, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_engines)] = (
+        HttpUrl("http://127.0.0.1:8001"),
+    )
+    """Base URLs of the engines, without /v1; in a variable with commas between them. All serve the same model with
+    the same context length."""
     model: str = Field(default_factory=lambda read: read["checkpoint"].resolve().name, min_length=1)
     """Name under which clients and the engine know the model; by default the folder's."""
     host: str = "127.0.0.1"
@@ -143,8 +159,18 @@ class Settings(BaseSettings):
     connect_timeout_seconds: float = Field(default=5.0, gt=0)
     first_byte_timeout_seconds: float = Field(default=960.0, gt=0)
     """How long the engine may be silent: a long prompt is prefilled before the first byte."""
-    ready_timeout_seconds: float = Field(default=2.0, gt=0)
-    """How long `/ready` waits for the engine."""
+    health_interval_seconds: float = Field(default=2.0, gt=0)
+    """Between two looks at an engine."""
+    health_timeout_seconds: float = Field(default=10.0, gt=0)
+    """How long an engine may take for one; vLLM is busy for seconds when many images arrive at once."""
+    health_rise: int = Field(default=2, ge=1)
+    """So many good looks in a row bring an engine back."""
+    health_fall: int = Field(default=3, ge=1)
+    """So many bad ones in a row, or requests that failed, put it out; one is enough where nobody listens."""
+    engine_load_factor: float = Field(default=1.25, ge=1)
+    """A conversation leaves its engine when that has this many times the mean of all engines' requests."""
+    engine_spill_requests: int = Field(default=8, ge=1)
+    """An engine with fewer requests than this never counts as too full."""
     retry_after_seconds: int = Field(default=5, ge=1)
     """What a client is told when the engine does not answer."""
     admission_threads: int = Field(default=2, ge=1)

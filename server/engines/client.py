@@ -1,6 +1,7 @@
 """An HTTP client for one engine: connections kept and used again, no redirects, no proxies from the environment."""
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Mapping
 
@@ -26,6 +27,8 @@ class Client:
         self._connect_timeout_seconds = connect_timeout_seconds
         self._idle: dict[Connection, asyncio.TimerHandle] = {}
         self._is_closed = False
+        self.num_exchanges = 0
+        """Requests being made or answered."""
 
     async def ask(
         self, method: str, path: str, *, headers: Mapping[str, str], body: Pieces = (), silence_seconds: float
@@ -41,12 +44,20 @@ class Client:
         """
         head = self._head(method, path, headers, sum(map(len, body)))
         if (kept := self._take_idle()) is not None:
-            try:
-                return await kept.ask(head, body, silence_seconds=silence_seconds, on_end=self._keep)
-            except BrokenError:
-                pass
-        connection = await connect(self._host, self._port, tls=self._tls, timeout_seconds=self._connect_timeout_seconds)
-        return await connection.ask(head, body, silence_seconds=silence_seconds, on_end=self._keep)
+            with contextlib.suppress(BrokenError):
+                return await self._exchange(kept, head, body, silence_seconds)
+        return await self._exchange(await self._connect(), head, body, silence_seconds)
+
+    async def _connect(self) -> Connection:
+        self.num_exchanges += 1
+        try:
+            return await connect(self._host, self._port, tls=self._tls, timeout_seconds=self._connect_timeout_seconds)
+        finally:
+            self.num_exchanges -= 1
+
+    async def _exchange(self, connection: Connection, head: bytes, body: Pieces, silence_seconds: float) -> Answer:
+        self.num_exchanges += 1
+        return await connection.ask(head, body, silence_seconds=silence_seconds, on_end=self._end_exchange)
 
     def close(self) -> None:
         """Closes the idle connections now and each other one when its exchange ends."""
@@ -61,8 +72,9 @@ class Client:
         head = f"{method} {self._prefix}{path} HTTP/1.1\r\nhost: {self._host_header}\r\n{lines}"
         return f"{head}content-length: {length}\r\n\r\n".encode("latin-1")
 
-    def _keep(self, connection: Connection) -> None:
-        if self._is_closed or len(self._idle) >= MAX_IDLE:
+    def _end_exchange(self, connection: Connection, is_reusable: bool) -> None:
+        self.num_exchanges -= 1
+        if not is_reusable or self._is_closed or len(self._idle) >= MAX_IDLE:
             connection.close()
         else:
             self._idle[connection] = asyncio.get_running_loop().call_later(KEEPALIVE_SECONDS, self._drop, connection)

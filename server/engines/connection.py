@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
         self._answer: Answer | None = None
 
     async def ask(
-        self, head: bytes, body: Pieces, *, silence_seconds: float, on_end: Callable[["Connection"], None]
+        self, head: bytes, body: Pieces, *, silence_seconds: float, on_end: Callable[["Connection", bool], None]
     ) -> "Answer":
         """Sends a request and waits for the head of its answer; cancelled, it closes the connection.
 
@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
             head: the request line and headers, with the empty line after them.
             body: what follows.
             silence_seconds: how long the engine may send nothing, before the answer and within it.
-            on_end: called once the answer is closed and the connection can carry another exchange.
+            on_end: called once the answer is closed, with whether the connection can carry another exchange.
 
         Raises:
             BrokenError: closed by the engine.
@@ -135,7 +135,9 @@ class Connection(asyncio.Protocol):
 class Answer:
     """An engine's answer as it arrives; close it, or leave its `with`, and an unfinished one is cancelled there."""
 
-    def __init__(self, connection: Connection, silence_seconds: float, on_end: Callable[[Connection], None]) -> None:
+    def __init__(
+        self, connection: Connection, silence_seconds: float, on_end: Callable[[Connection, bool], None]
+    ) -> None:
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         """Names in lower case."""
@@ -200,15 +202,12 @@ class Answer:
         return b"".join(chunks)
 
     def close(self) -> None:
-        """Gives the connection back if the exchange is over, else closes it, which cancels the request there."""
+        """Gives the connection back; one with an unfinished exchange is closed, which cancels the request there."""
         if self._is_closed:
             return
         self._is_closed = True
         self._silence.cancel()
-        if self._connection.end_exchange() and self._keeps_alive:
-            self._on_end(self._connection)
-        else:
-            self._connection.close()
+        self._on_end(self._connection, self._connection.end_exchange() and self._keeps_alive)
 
     def feed(self, data: bytes) -> None:
         """Takes bytes from the connection."""

@@ -7,6 +7,7 @@ import msgspec
 from starlette.types import Send
 
 from server.engines.connection import Answer, ConnectionFailedError
+from server.engines.pool import EnginePool
 from server.engines.upstream import Upstream, engine_failure, read_json
 from server.engines.usage import complete_usage
 from server.errors import GatewayError, Reason
@@ -29,7 +30,7 @@ class Relay:
         self,
         admitted: Admitted,
         *,
-        upstream: Upstream,
+        engines: EnginePool,
         metrics: Metrics,
         settings: Settings,
         headers: dict[str, str],
@@ -38,7 +39,7 @@ class Relay:
     ) -> None:
         """`headers` go into the response; `prefill` is given back when the engine has begun to answer."""
         self._admitted = admitted
-        self._upstream = upstream
+        self._engines = engines
         self._metrics = metrics
         self._settings = settings
         self._headers = headers
@@ -56,8 +57,10 @@ class Relay:
         await (self._stream(send) if is_stream else self._answer(send))
 
     async def _ask(self) -> Answer:
-        admitted = self._admitted
-        return await self._upstream.ask(admitted.engine_path, admitted.body, self._record.request_id)
+        return await self._engines.ask(self._admitted.affinity, self._ask_one)
+
+    async def _ask_one(self, engine: Upstream) -> Answer:
+        return await engine.ask(self._admitted.engine_path, self._admitted.body, self._record.request_id)
 
     async def _answer(self, send: Send) -> None:
         with await self._ask() as answer:

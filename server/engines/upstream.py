@@ -1,12 +1,15 @@
 """One engine as the gateway sees it, and its failures as the gateway's errors."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from pydantic import HttpUrl
 
 from server.engines.client import Client
-from server.engines.connection import Answer, ConnectionFailedError, Pieces, SilentError
+from server.engines.connection import Answer, ConnectionFailedError, Pieces, SilentError, UnreachableError
+from server.engines.health import Finding, Health
 from server.engines.held_images import HeldImages, may_miss_images
 from server.errors import EngineUnavailableError, GatewayError, Reason
 from server.requests.engine_body import EngineBody
@@ -16,25 +19,41 @@ from server.settings import Settings
 class Upstream:
     """One engine behind the gateway."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, name: str, url: HttpUrl, settings: Settings, *, on_health: Callable[[bool], None]) -> None:
+        """
+        Args:
+            name: for logs and metrics, in place of its address.
+            url: its base URL, without /v1.
+            settings: the gateway's, with the model and context length that it must serve.
+            on_health: called when it comes up or goes down.
+        """
+        self.url = str(url)
+        self.health = Health(name, rise=settings.health_rise, fall=settings.health_fall, on_change=on_health)
         self._settings = settings
         self._held = HeldImages(settings.max_engine_images)
-        self._client = Client(settings.upstream, connect_timeout_seconds=settings.connect_timeout_seconds)
+        self._client = Client(url, connect_timeout_seconds=settings.connect_timeout_seconds)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests from this gateway that it has not finished."""
+        return self._client.num_exchanges
 
     def close(self) -> None:
         """Closes the connections."""
         self._client.close()
 
-    async def is_ready(self) -> bool:
-        """True if the engine answers its health check in time."""
+    async def look(self) -> None:
+        """Finds out whether it is well, and still serves what the gateway counts by."""
         try:
-            with await self._client.ask(
-                "GET", "/health", headers={}, silence_seconds=self._settings.ready_timeout_seconds
-            ) as answer:
-                await answer.read()
-        except ConnectionFailedError:
-            return False
-        return answer.status == 200
+            status, _ = await self._get("/health")
+            if status != 200:
+                self.health.note(Finding(trouble=f"its health check answered {status}"))
+                return
+            _, models = await self._get("/v1/models")
+        except ConnectionFailedError as failure:
+            self.health.note(_finding(failure))
+        else:
+            self.health.note(self._compare(models))
 
     async def ask(self, path: str, body: EngineBody, request_id: str) -> Answer:
         """The engine's answer with status 200, still arriving; closing it early cancels the request in the engine.
@@ -42,7 +61,9 @@ class Upstream:
         Images that the engine is believed to hold are sent by name. If it does not, all are sent with their data.
 
         Raises:
-            GatewayError: the engine cannot be reached, fails or refuses.
+            EngineUnavailableError: another engine may be asked: this one cannot be reached, closed the connection
+                without an answer, or is not ready.
+            GatewayError: it fails or refuses.
         """
         payload = await body.payload(self._held)
         try:
@@ -67,11 +88,34 @@ class Upstream:
                 silence_seconds=self._settings.first_byte_timeout_seconds,
             )
         except ConnectionFailedError as failure:
+            self.health.note(_finding(failure))
             raise no_answer(failure, self._settings) from None
         if answer.status == 200:
             return answer
         with answer:
             raise _engine_error(answer.status, await _read(answer), self._settings)
+
+    async def _get(self, path: str) -> tuple[int, bytes]:
+        with await self._client.ask(
+            "GET", path, headers={}, silence_seconds=self._settings.health_timeout_seconds
+        ) as answer:
+            return answer.status, await answer.read()
+
+    def _compare(self, models: bytes) -> Finding:
+        expected = (self._settings.model, self._settings.context_length)
+        try:
+            served = [(card["id"], card["max_model_len"]) for card in msgspec.json.decode(models)["data"]]
+        except (msgspec.DecodeError, LookupError, TypeError):
+            return Finding(trouble="it does not tell its models", is_certain=True)
+        if expected in served:
+            return Finding()
+        told = ", ".join(f"{name} with {length} tokens" for name, length in served)
+        trouble = f"it serves {told or 'nothing'}; expected {expected[0]} with {expected[1]} tokens"
+        return Finding(trouble=trouble, is_certain=True)
+
+
+def _finding(failure: ConnectionFailedError) -> Finding:
+    return Finding(trouble=str(failure), is_certain=isinstance(failure, UnreachableError))
 
 
 async def read_json(answer: Answer, settings: Settings) -> dict[str, Any]:
@@ -118,7 +162,7 @@ def _engine_error(status: int, content: bytes, settings: Settings) -> GatewayErr
         error = msgspec.json.decode(content)["error"]
     except (msgspec.DecodeError, KeyError, TypeError):
         error = {}
-    if status == 503:
+    if status in (502, 503):  # itself, or a proxy before it
         return EngineUnavailableError(settings.retry_after_seconds)
     return engine_failure({**(error if isinstance(error, dict) else {}), "code": status})
 

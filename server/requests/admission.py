@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.engines.affinity import affinity_key
 from server.errors import BadRequestError
 from server.media.request_images import ImageChecker, RequestImage
 from server.media.source import Content, ImageError, PlacedSource
@@ -33,6 +34,8 @@ class Admitted:
     """What the engine gets."""
     images: Sequence[RequestImage]
     """In the order of the prompt."""
+    affinity: bytes
+    """What it has in common with the requests whose engine should serve it."""
 
     @property
     def count(self) -> PromptCount:
@@ -105,6 +108,8 @@ class Admission:
         images, prompt = self._count(draft, sources, loaded, tenant)
         window = self._admit(draft, images, prompt, policy)
         images = self._images.verify(images)
+        # By the images as they were sent: a later turn sends them so again.
+        affinity = affinity_key(tenant, draft.conversation, [image.uuid for image in images])
         if window.fitted:
             images = self._images.resize(images, window.fitted, tenant)
         return Admitted(
@@ -114,6 +119,7 @@ class Admission:
             window=window,
             body=EngineBody(draft, images),
             images=images,
+            affinity=affinity,
         )
 
     def measure(

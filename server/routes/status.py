@@ -2,7 +2,6 @@
 
 from fastapi import APIRouter, Depends, Response
 
-from server.errors import EngineUnavailableError
 from server.gateway import Gateway
 
 HEALTH, READY, METRICS = "/health", "/ready", "/metrics"
@@ -18,10 +17,8 @@ def status_routes(gateway: Gateway) -> APIRouter:
 
     @router.get(READY)
     async def ready() -> dict[str, str]:
-        is_ready = await gateway.upstream.is_ready()
-        gateway.metrics.engines.set_up(str(gateway.settings.upstream), is_ready)
-        if not is_ready:
-            raise EngineUnavailableError(gateway.settings.retry_after_seconds)
+        if not gateway.engines.is_ready:
+            raise gateway.engines.unavailable()
         return {"status": "ready"}
 
     guards = [Depends(gateway.door.enter)] if gateway.settings.metrics_need_key else []

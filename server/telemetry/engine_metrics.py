@@ -15,6 +15,14 @@ class EngineMetrics:
             "engine_up", "1 if the engine passed its last health check, else 0.", "engine", engines, "livemin"
         )
 
+        self._failovers = make.counter(
+            "engine_failovers", "Requests that a second engine was asked for, because the first could not answer."
+        )
+
     def set_up(self, engine: str, is_up: bool) -> None:
         """Takes a health check's result."""
         self._up[engine].set(int(is_up))
+
+    def count_failover(self) -> None:
+        """Counts a request that goes to a second engine."""
+        self._failovers.inc()

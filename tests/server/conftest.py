@@ -167,7 +167,11 @@ class CuedEngine:
     url: str = ""
     answer: Callable[[Request], Awaitable[Response]] | None = None
     healthy: bool = True
+    model: str = MODEL
+    context_length: int = 2048
     bodies: list[bytes] = field(default_factory=list)
+    stop: Callable[[], Awaitable[None]] | None = None
+    """Ends it before the test ends."""
 
     async def chat(self, request: Request) -> Response:
         self.bodies.append(await request.body())
@@ -182,7 +186,7 @@ class CuedEngine:
         return Response(status_code=200 if self.healthy else 503)
 
     async def models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [{"id": MODEL, "max_model_len": 2048}]})
+        return JSONResponse({"object": "list", "data": [{"id": self.model, "max_model_len": self.context_length}]})
 
     def app(self) -> ASGIApp:
         return Starlette(
@@ -195,17 +199,34 @@ class CuedEngine:
 
 
 @pytest.fixture
-async def cued_engine() -> AsyncIterator[CuedEngine]:
-    engine = CuedEngine()
-    async with _serving(engine.app()) as url:
-        engine.url = url
-        yield engine
+async def start_cued_engine() -> AsyncIterator[Callable[[], Awaitable[CuedEngine]]]:
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start() -> CuedEngine:
+            engine = CuedEngine()
+            serving = await stack.enter_async_context(contextlib.AsyncExitStack())
+            engine.url = await serving.enter_async_context(_serving(engine.app()))
+            engine.stop = serving.aclose
+            return engine
+
+        yield start
+
+
+@pytest.fixture
+async def cued_engine(start_cued_engine: Callable[[], Awaitable[CuedEngine]]) -> CuedEngine:
+    return await start_cued_engine()
 
 
 @pytest.fixture
 def make_settings(checkpoint_path: Path, tmp_path: Path) -> Callable[..., Settings]:
     def make(**changes: Any) -> Settings:
-        defaults = {"checkpoint": checkpoint_path, "model": MODEL, "files_folder": tmp_path / "files"}
+        defaults = {
+            "checkpoint": checkpoint_path,
+            "model": MODEL,
+            "files_folder": tmp_path / "files",
+            # An engine in a test's own busy process may be slow to say that it is well.
+            "health_timeout_seconds": 600.0,
+        }
         return Settings(**(defaults | changes))
 
     return make

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -29,24 +30,29 @@ def assert_openai_error(response: httpx.Response, status: int, code: str) -> Non
 
 
 async def test_health_is_the_gateways_and_ready_the_engines(cued_engine: Any, start_gateway: Start) -> None:
-    gateway = await start_gateway()
+    gateway = await start_gateway(health_interval_seconds=0.01, health_fall=1)
     assert (await gateway.get("/health")).status_code == 200
     assert (await gateway.get("/ready")).json() == {"status": "ready"}
 
     cued_engine.healthy = False
 
-    assert (await gateway.get("/health")).status_code == 200
-    response = await gateway.get("/ready")
+    deadline = time.monotonic() + 60
+    while (response := await gateway.get("/ready")).status_code == 200:
+        assert time.monotonic() < deadline
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
     assert response.json()["error"]["code"] == "engine_unavailable"
+    assert (await gateway.get("/health")).status_code == 200
 
 
-async def test_models_tell_both_windows(start_gateway: Start, checkpoint_path: Path, tmp_path: Path) -> None:
+async def test_models_tell_both_windows(
+    cued_engine: Any, start_gateway: Start, checkpoint_path: Path, tmp_path: Path
+) -> None:
     path = Path(shutil.copytree(checkpoint_path, tmp_path / "student"))
     numbers = {"images": 8.0, "images_low": 7.0, "images_high": 9.0, "tokens": 22.0, "tokens_low": 20.0}
     window = {"threshold": 0.6, "kind": "absolute", "tokens_high": 30.0, "censored": False, **numbers}
     measured = {"task": "miniature/open", "threshold": 0.6, "confidence": 0.95, "windows": [window]}
     (path / "laid.json").write_text(json.dumps({"effective_window": measured}))
+    cued_engine.model, cued_engine.context_length = "student", 1024
     gateway = await start_gateway(checkpoint=path, model="student", context_length=1024)
 
     (card,) = (await gateway.get("/v1/models")).json()["data"]

@@ -43,7 +43,8 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> str:
 async def test_serves_before_a_running_engine_until_told_to_stop(
     cued_engine: Any, checkpoint_path: Path, free_port: int, number: signal.Signals
 ) -> None:
-    arguments = (str(checkpoint_path), "--upstream", cued_engine.url, "--port", str(free_port))
+    engines = ("--upstream", "http://127.0.0.1:1", "--upstream", cued_engine.url)  # one of them is enough
+    arguments = (str(checkpoint_path), *engines, "--port", str(free_port))
     with laid_serve(*arguments) as process:
         output = await asyncio.to_thread(read_until, process, "Ctrl-C ends it")
         assert f"http://127.0.0.1:{free_port}/v1 " in output

@@ -21,7 +21,15 @@ def test_settings_are_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"max_images": 0}, {"max_image_pixels": 10**9}, {"port": 0}, {"upstream": "ftp://x"}, {"max_imagse": 1}]
+    "bad",
+    [
+        {"max_images": 0},
+        {"max_image_pixels": 10**9},
+        {"port": 0},
+        {"upstream": "ftp://x"},
+        {"upstream": ""},
+        {"max_imagse": 1},
+    ],
 )
 def test_bad_values_and_unknown_names_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(bad))):
@@ -45,3 +53,24 @@ def test_other_machines_need_keys(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_this_machine_needs_none(host: str) -> None:
     assert Settings(checkpoint=Path(), host=host).keys_file is None
+
+
+def test_engines_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAID_UPSTREAM", "http://10.0.0.1:8000, http://10.0.0.2:8000/path")
+
+    urls = Settings(checkpoint=Path()).upstream
+
+    assert [str(url) for url in urls] == ["http://10.0.0.1:8000/", "http://10.0.0.2:8000/path"]
+
+
+@pytest.mark.parametrize(
+    ("upstream", "words"),
+    [
+        (["http://a", "http://b", "http://a"], "several different ones"),
+        ("http://me:secret@a", "nothing but scheme, host, port and path"),
+        ("http://a/?x=1", "nothing but scheme, host, port and path"),
+    ],
+)
+def test_engines_must_differ_and_be_plain(upstream: object, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Settings(checkpoint=Path(), upstream=upstream)  # type: ignore[arg-type]

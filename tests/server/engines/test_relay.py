@@ -183,25 +183,26 @@ async def test_an_error_inside_a_stream_is_an_event(
     assert await metric(gateway, "laid_errors_total", reason=sent["code"]) == 1
 
 
-async def test_a_broken_connection_ends_the_stream_with_an_error(start_gateway: Start, chat: Make) -> None:
-    async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        part = event(delta("a"))
-        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-        writer.write(head + f"{len(part):x}\r\n".encode() + part + b"\r\n")
-        await writer.drain()
-        writer.close()
+async def test_a_broken_connection_ends_the_stream_with_an_error(
+    cued_engine: Any, start_gateway: Start, chat: Make
+) -> None:
+    async def answer(_: Request) -> Response:
+        async def body() -> AsyncIterator[bytes]:
+            yield event(delta("a"))
+            raise RuntimeError("on cue")
 
-    engine = await asyncio.start_server(break_off, "127.0.0.1", 0)
-    port = engine.sockets[0].getsockname()[1]
-    async with engine:
-        gateway = await start_gateway(upstream=f"http://127.0.0.1:{port}")
-        response = await gateway.post(CHAT, json=chat(stream=True))
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    cued_engine.answer = answer
+    gateway = await start_gateway()
+
+    response = await gateway.post(CHAT, json=chat(stream=True))
 
     first, last, rest = response.text.split("\n\n")
     assert json.loads(first[6:]) == delta("a")
     assert json.loads(last[6:])["error"]["code"] == "engine_failed"
     assert rest == ""
+    assert len(cued_engine.bodies) == 1
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streaming", "whole"])
