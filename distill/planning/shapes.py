@@ -168,6 +168,23 @@ def decoder_shape(text: Any) -> DecoderShape:
     )
 
 
+def _qwen2_vision(vision: Any) -> VisionShape:
+    """Its `hidden_size` is the decoder's."""
+    return VisionShape(
+        depth=vision.depth,
+        hidden=vision.embed_dim,
+        mlp=int(vision.embed_dim * vision.mlp_ratio),
+        is_gated=False,
+        patch_pixels=vision.patch_size,
+        merge=vision.spatial_merge_size,
+        patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        window_patches=None,
+        num_full_blocks=vision.depth,
+        feature_layers=1,
+        tile_pixels=None,
+    )
+
+
 def _qwen2_5_vision(vision: Any) -> VisionShape:
     return VisionShape(
         depth=vision.depth,
@@ -219,7 +236,12 @@ def _internvl_vision(vision: Any) -> VisionShape:
     )
 
 
-_VISION_READERS = {"qwen2_5_vl": _qwen2_5_vision, "qwen3_vl": _qwen3_vision, "internvl": _internvl_vision}
+_VISION_READERS = {
+    "qwen2_vl": _qwen2_vision,
+    "qwen2_5_vl": _qwen2_5_vision,
+    "qwen3_vl": _qwen3_vision,
+    "internvl": _internvl_vision,
+}
 
 
 def _count_parameters(config: Any) -> ParameterCounts:

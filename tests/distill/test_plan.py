@@ -13,7 +13,7 @@ import rope_gain
 from distill.cli import main
 from distill.config import load_config
 from distill.data.collate import Collator
-from distill.families import find_family
+from distill.families import ARCHITECTURES, find_family
 from distill.loading import load_model, make_source
 from distill.model import SignalModel
 from distill.planning.compute import plan_compute
@@ -24,6 +24,8 @@ from distill.planning.shapes import load_shape
 from distill.planning.step import Assumption, image_tokens, plan_step
 from distill.recipe import ModelConfig, Recipe
 from distill.recording.teacher import open_recorded_teacher
+from rope_gain.families import find_family as find_gain_family
+from tests.rope_gain.models import build_tiny
 
 RECIPES = Path(__file__).parents[2] / "distill" / "recipes"
 SEVEN = RECIPES / "qwen2.5-vl-7b.yaml"
@@ -109,6 +111,25 @@ def test_the_largest_step_is_one_that_the_run_has(recipe_path: Path, processor: 
 def test_tokens_of_an_image(name: str, size: tuple[int, int], max_tiles: int | None, tokens: int) -> None:
     vision = load_shape(ModelConfig(path=name, max_tiles=max_tiles), "student.path").vision
     assert image_tokens(size, vision) == (tokens, 4 * tokens)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_family_that_trains_is_planned_at_its_real_sizes(architecture: str, tmp_path: Path) -> None:
+    model, _ = build_tiny(find_gain_family(architecture))
+    model.save_pretrained(tmp_path)
+    shape = load_shape(ModelConfig(path=str(tmp_path)), "student.path")
+    vision = [model.base_model.get_submodule(name) for name in find_family(model).vision]
+    assert shape.parameters.total == sum(weight.numel() for weight in model.parameters())
+    assert shape.parameters.vision == sum(weight.numel() for part in vision for weight in part.parameters())
+    tower = dict(vision[0].named_parameters())
+    [patches] = [weight for weight in tower.values() if weight.ndim >= 4]
+    assert (shape.vision.hidden, shape.vision.patch_values) == (len(patches), patches[0].numel())
+    into_mlp = [
+        name
+        for name, weight in tower.items()
+        if ".mlp." in name and weight.shape == (shape.vision.mlp, shape.vision.hidden)
+    ]
+    assert len(into_mlp) == shape.vision.depth * (2 if shape.vision.is_gated else 1)
 
 
 def test_linear_operations_are_those_that_torch_counts(
