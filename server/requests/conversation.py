@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -10,14 +10,22 @@ from server.requests.tools import Tool, ToolCall, template_tool, template_tool_c
 
 # The engine drops this line from system messages before rendering (vllm.renderers.chat_utils).
 BILLING_HEADER = "x-anthropic-billing-header"
+NULL = msgspec.Raw(b"null")
 
 
 class ImageUrl(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """The `image_url` object of a content part."""
+    """The `image_url` object of a content part, with either `url` or `file_id`."""
 
-    url: msgspec.Raw
-    """A string, still as JSON: a slice of the request's body, so that images are not copied."""
+    url: msgspec.Raw = NULL
+    """A string, still as JSON: a slice of the request's body, so that images are not copied. It may be a file's id."""
+    file_id: str | None = None
     detail: Literal["auto", "high"] = "auto"
+
+    def __post_init__(self) -> None:
+        if (bytes(memoryview(self.url)[:4]) == b"null") == (self.file_id is None):
+            raise ValueError("Expected either `url` or `file_id`")
+        if self.file_id is not None:
+            self.url = msgspec.Raw(msgspec.json.encode(self.file_id))
 
 
 class TextPart(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
@@ -29,14 +37,37 @@ class TextPart(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fiel
 class ImagePart(msgspec.Struct, tag_field="type", tag="image_url", forbid_unknown_fields=True):
     """A content part of one image."""
 
+    WRITTEN_AS: ClassVar[str] = "image_url"
     image_url: ImageUrl
+
+
+class UploadedFile(msgspec.Struct, forbid_unknown_fields=True):
+    """The `file` object of a content part."""
+
+    file_id: str
+
+
+class FilePart(msgspec.Struct, tag_field="type", tag="file", forbid_unknown_fields=True):
+    """A content part of one uploaded file, which is an image: nothing else can be uploaded."""
+
+    WRITTEN_AS: ClassVar[str] = "file"
+    file: UploadedFile
+
+    @property
+    def image_url(self) -> ImageUrl:
+        """The same as an image's part says it."""
+        return ImageUrl(file_id=self.file.file_id)
+
+
+ChatPart = TextPart | ImagePart | FilePart
+IMAGE_PARTS = (ImagePart, FilePart)
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One message; the fields after `name` are what a client replays from an answer, most of them null."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart | ImagePart] | None = None
+    content: str | list[ChatPart] | None = None
     name: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
@@ -47,7 +78,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
 
-    def parts(self) -> list[TextPart | ImagePart]:
+    def parts(self) -> list[ChatPart]:
         """The content as parts: a string is one part of text, nothing is no part."""
         if self.content is None:
             return []
@@ -60,7 +91,7 @@ class ImageSource:
 
     path: str
     """`messages[0].content[17].image_url`"""
-    part: ImagePart
+    part: ImagePart | FilePart
 
 
 @dataclass(frozen=True)
@@ -98,14 +129,14 @@ class Conversation:
         """Every image, in the order of the prompt."""
         for place, message in self.walk():
             for j, part in enumerate(message.parts()):
-                if isinstance(part, ImagePart):
-                    yield ImageSource(path=f"{place.content}[{j}].image_url", part=part)
+                if isinstance(part, IMAGE_PARTS):
+                    yield ImageSource(path=f"{place.content}[{j}].{part.WRITTEN_AS}", part=part)
 
     def num_earlier_images(self) -> int:
         """Images before the last turn, which begins after the last answer: the engine has seen them before."""
         total = earlier = 0
         for message in self.messages:
-            total += sum(isinstance(part, ImagePart) for part in message.parts())
+            total += sum(isinstance(part, IMAGE_PARTS) for part in message.parts())
             if message.role == "assistant":
                 earlier = total
         return earlier
@@ -199,7 +230,7 @@ def _assistant_fields(message: Message) -> dict[str, Any]:
     return fields
 
 
-def _without_billing_header(parts: list[TextPart | ImagePart]) -> Iterator[TextPart | ImagePart]:
+def _without_billing_header(parts: list[ChatPart]) -> Iterator[ChatPart]:
     for part in parts:
         if isinstance(part, TextPart) and part.text.startswith(BILLING_HEADER):
             rest = part.text.partition("\n")[2]

@@ -14,7 +14,7 @@ import pybase64
 from server.errors import BadRequestError, Reason
 from server.media.request_images import RequestImage, read_content
 from server.media.source import DataUrl, ImageError
-from server.requests.conversation import ImagePart, Message
+from server.requests.conversation import IMAGE_PARTS, Message
 from server.requests.draft import Draft
 
 Piece = bytes | memoryview
@@ -78,7 +78,7 @@ class EngineBody:
 def _without_images(message: Message) -> Message:
     if not isinstance(message.content, list):
         return message
-    parts = [msgspec.Raw(_HOLE) if isinstance(part, ImagePart) else part for part in message.content]
+    parts = [msgspec.Raw(_HOLE) if isinstance(part, IMAGE_PARTS) else part for part in message.content]
     return msgspec.structs.replace(message, content=parts)
 
 

@@ -1,14 +1,12 @@
 """The input items of a Responses request, and the messages they are to the model."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from server.errors import BadRequestError, Reason
-from server.requests.conversation import ImagePart, ImageUrl, Message, Place, TextPart
+from server.requests.conversation import NULL, ChatPart, ImagePart, ImageUrl, Message, Place, TextPart
 from server.requests.tools import CalledFunction, ToolCall
-
-NULL = msgspec.Raw(b"null")
 
 
 class InputText(msgspec.Struct, tag_field="type", tag="input_text", forbid_unknown_fields=True):
@@ -44,6 +42,12 @@ class InputImage(msgspec.Struct, tag_field="type", tag="input_image", forbid_unk
     """A string or null, still as JSON: a slice of the request's body."""
     file_id: str | None = None
     detail: Literal["auto", "high"] | None = None
+
+
+class FileIdPart(ImagePart):
+    """An `input_image` with a `file_id`, as a content part of chat."""
+
+    WRITTEN_AS: ClassVar[str] = "file_id"
 
 
 Part = InputText | OutputText | Refusal | InputImage
@@ -137,7 +141,7 @@ class ItemReader:
         self.add(Message(role="tool", content=content, tool_call_id=item.call_id), Place(place, path))
 
 
-def _read_content(content: str | list[Any] | None, path: str) -> str | list[TextPart | ImagePart] | None:
+def _read_content(content: str | list[Any] | None, path: str) -> str | list[ChatPart] | None:
     if not isinstance(content, list):
         return content
     return [_read_part(part, f"{path}[{j}]") for j, part in enumerate(content)]
@@ -151,8 +155,10 @@ def _read_part(part: Part | ReasoningText, path: str) -> TextPart | ImagePart:
     has_url = bytes(memoryview(part.image_url)) != b"null" if len(memoryview(part.image_url)) == 4 else True
     if has_url == (part.file_id is not None):
         raise BadRequestError(Reason.INVALID_REQUEST, f"{path}: expected either 'image_url' or 'file_id'.", param=path)
-    url = part.image_url if part.file_id is None else msgspec.Raw(msgspec.json.encode(part.file_id))
-    return ImagePart(image_url=ImageUrl(url=url, detail=part.detail or "auto"))
+    detail = part.detail or "auto"
+    if part.file_id is not None:
+        return FileIdPart(image_url=ImageUrl(file_id=part.file_id, detail=detail))
+    return ImagePart(image_url=ImageUrl(url=part.image_url, detail=detail))
 
 
 _FIELDS = {

@@ -1,7 +1,9 @@
 """Fetching from a real https server on loopback; names resolve to it as a test says."""
 
 import asyncio
+import base64
 import contextlib
+import json
 import re
 import socket
 import ssl
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trustme
 
@@ -430,6 +433,42 @@ async def test_a_trusted_host_may_be_private_but_tells_nothing_of_its_answer(
     finally:
         await fetcher.aclose()
         await strict.aclose()
+
+
+async def test_a_request_gets_its_images_and_every_failure_by_its_path(
+    host: ImageHost,
+    authority: trustme.CA,
+    tmp_path: Path,
+    cued_engine: Any,
+    start_gateway: Callable[..., Awaitable[httpx.AsyncClient]],
+    chat: Callable[..., Any],
+    picture: Callable[..., bytes],
+) -> None:
+    ca_file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca_file))
+    gateway = await start_gateway(fetch_ca_file=ca_file, fetch_trusted_hosts=(f"localhost:{host.port}",))
+    content = picture(32, 32)
+    host.answers |= {"/a": answer(body=content), "/html": answer(body=b"<html>"), "/gone": answer(status=404)}
+
+    def part(url: str) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    url = f"https://localhost:{host.port}"
+    good = await gateway.post("/v1/chat/completions", json=chat([part(f"{url}/a")] * 3))
+    urls = (f"{url}/a", f"{url}/html", f"{url}/gone", "http://example.com/", "https://10.0.0.1/")
+    bad = await gateway.post("/v1/chat/completions", json=chat([part(address) for address in urls]))
+
+    assert good.status_code == 200, good.text
+    sent = json.loads(cued_engine.bodies[0])["messages"][0]["content"]
+    assert [base64.b64decode(part["image_url"]["url"].partition(",")[2]) for part in sent] == [content] * 3
+    assert (bad.status_code, len(cued_engine.bodies)) == (400, 1)
+    error = bad.json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_image", "messages[0].content[1].image_url")
+    assert error["message"].startswith("4 of 5 images cannot be used.")
+    assert [f"messages[0].content[{i}].image_url: " in error["message"] for i in range(5)] == [False] + [True] * 4
+    lines = (await gateway.get("/metrics")).text.splitlines()
+    for outcome, count in (("ok", 3), ("status", 1), ("refused", 2), ("unreachable", 0)):
+        assert f'laid_fetches_total{{model="tiny",outcome="{outcome}"}} {count}.0' in lines
 
 
 async def test_no_error_tells_an_address_or_a_part_of_the_url(host: ImageHost, make_fetcher: Make) -> None:
