@@ -17,6 +17,9 @@ READERS: dict[str, Callable[[ProcessorFiles], ImageRule]] = {
 }
 """By config.json's `model_type`."""
 
+TEXT_MODELS = ("qwen2", "qwen3")
+"""Without images there is nothing for the gateway to add: named only to be refused clearly."""
+
 __all__ = ["READERS", "CheckpointError", "ImageRule", "ProcessorFiles", "read_image_rule", "read_processor_files"]
 
 
@@ -28,7 +31,8 @@ def read_image_rule(files: ProcessorFiles) -> ImageRule:
     """
     model_type = files.config.get("model_type")
     if model_type not in READERS:
+        what = "is a text model's; serve it with vLLM alone" if model_type in TEXT_MODELS else "is not known"
         raise files.error(
-            "config.json", f"model_type {model_type!r}; the gateway counts image tokens for {', '.join(READERS)}"
+            "config.json", f"model_type {model_type!r} {what}; the gateway counts image tokens for {', '.join(READERS)}"
         )
     return READERS[model_type](files)

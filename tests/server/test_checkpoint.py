@@ -87,7 +87,8 @@ def test_older_layouts_are_read(folder: Path) -> None:
     [
         (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
         (lambda f: (f / "config.json").write_text("{"), "config.json: not valid JSON"),
-        (lambda f: edit(f / "config.json", lambda c: c.update(model_type="llama")), "model_type 'llama'"),
+        (lambda f: edit(f / "config.json", lambda c: c.update(model_type="llama")), "model_type 'llama' is not known"),
+        (lambda f: edit(f / "config.json", lambda c: c.update(model_type="qwen3")), "'qwen3' is a text model's"),
         (lambda f: edit(f / "config.json", lambda c: c["vision_config"].pop("patch_size")), "'patch_size' is missing"),
         (lambda f: (f / "chat_template.jinja").unlink(), "no chat template"),
         (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
@@ -98,7 +99,7 @@ def test_older_layouts_are_read(folder: Path) -> None:
             "no absolute entry at threshold 0.7",
         ),
     ],
-    ids=["no config", "bad json", "family", "no patch", "no template", "no tokenizer", "string", "jinja", "window"],
+    ids=["config", "json", "family", "text", "patch", "template", "tokenizer", "string", "jinja", "window"],
 )
 def test_what_cannot_be_counted_is_refused_by_file_and_key(
     folder: Path, damage: Callable[[Path], object], message: str

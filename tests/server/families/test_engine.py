@@ -1,4 +1,4 @@
-"""The count of whole conversations against the real engine's prompts, for every family: one process for all."""
+"""The count of whole conversations against the real engine's prompts, for every family: one process for them."""
 
 import base64
 import io
@@ -14,20 +14,19 @@ import msgspec
 import pytest
 from PIL import Image, ImageOps
 
-from rope_gain.families import find_family
 from server.checkpoint import read_checkpoint
 from server.media.images import ImageSize
 from server.prompt.prompt_counter import PromptCounter
 from server.requests.conversation import Conversation, Message
-from tests.rope_gain.models import build_tiny
+from tests.rope_gain.models import TINY, tokenizer_of
 from tests.server.families.folder import write_folder
 
 pytestmark = pytest.mark.engine
 
 WORKER = Path(__file__).with_name("engine_worker.py")
+# Qwen2.5-VL is the whole server's own test model.
 ARCHITECTURES = (
     "Qwen2VLForConditionalGeneration",
-    "Qwen2_5_VLForConditionalGeneration",
     "Qwen3VLForConditionalGeneration",
     "InternVLForConditionalGeneration",
     "LlavaOnevisionForConditionalGeneration",
@@ -83,8 +82,10 @@ def size_of(part: dict[str, Any]) -> ImageSize:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("families")
     for architecture in ARCHITECTURES:
-        model, processor = build_tiny(find_family(architecture))
-        write_folder(processor, model.config, root / architecture)
+        processor = TINY[architecture].make_processor()
+        config = TINY[architecture].make_config(tokenizer_of(processor))
+        config.architectures = [architecture]
+        write_folder(processor, config, root / architecture)
     return {architecture: root / architecture for architecture in ARCHITECTURES}
 
 
@@ -116,9 +117,8 @@ def test_the_count_is_the_engines(
 ) -> None:
     checkpoint = read_checkpoint(folders[architecture])
     counter = PromptCounter(checkpoint)
-    placeholder = build_tiny(find_family(architecture))[1].tokenizer.convert_tokens_to_ids(
-        checkpoint.image_rule.placeholder
-    )
+    tokenizer = tokenizer_of(TINY[architecture].make_processor())
+    placeholder = tokenizer.convert_tokens_to_ids(checkpoint.image_rule.placeholder)
     for messages, ids in zip(conversations(), prompts[architecture], strict=True):
         sizes = [size_of(part) for message in messages for part in message["content"] if "image_url" in part]
 
