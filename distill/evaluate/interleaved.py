@@ -10,6 +10,7 @@ from distill.data.images import ImageReader
 from distill.data.json_file import JsonFile
 from distill.data.records import Place
 from distill.evaluate.item import FilePicture, Picture
+from distill.recipe import ImagesConfig
 
 PLACEHOLDER = "<image>"
 
@@ -22,11 +23,17 @@ class Entry(NamedTuple):
     num_images: int
 
 
-class Entries:
-    """Questions by size, in an order that follows from the seed."""
+class InterleavedTask:
+    """What tasks of long documents share: questions by size, in an order that follows from the seed, and images."""
 
-    def __init__(self, entries: Iterable[tuple[int, Entry]], seed: int) -> None:
-        """Takes all (size, entry) and shuffles those of each size."""
+    def __init__(self, entries: Iterable[tuple[int, Entry]], images: Path, seed: int) -> None:
+        """Takes all (size, entry) and shuffles those of each size.
+
+        Args:
+            images: the folder that the paths of images start from.
+        """
+        self.seed = seed
+        self._images, self._reader = images, ImageReader(ImagesConfig())
         by_size: defaultdict[int, list[Entry]] = defaultdict(list)
         for size, entry in entries:
             by_size[size].append(entry)
@@ -35,16 +42,12 @@ class Entries:
         }
 
     @property
-    def sizes(self) -> tuple[int, ...]:
+    def default_sizes(self) -> tuple[int, ...]:
         """All sizes met, growing."""
         return tuple(sorted(self._by_size))
 
-    def get(self, size: int, index: int) -> Entry:
-        """Entry `index` of a size."""
-        return self._by_size[size][index]
-
     def most_images(self, sizes: Sequence[int]) -> int:
-        """Images of the entry of these sizes that has most."""
+        """See `Task`."""
         return max(entry.num_images for size in sizes for entry in self._by_size[size])
 
     def check(self, sizes: Sequence[int], num_items: int) -> None:
@@ -52,7 +55,9 @@ class Entries:
         seen: dict[int, int] = {}
         for size in sizes:
             if size not in self._by_size:
-                raise ValueError(f"--sizes: {size}, expected sizes of these files: {' '.join(map(str, self.sizes))}")
+                raise ValueError(
+                    f"--sizes: {size}, expected sizes of these files: {' '.join(map(str, self.default_sizes))}"
+                )
             entries = self._by_size[size]
             if len(entries) < num_items:
                 raise ValueError(f"--items: {num_items}, but there are {len(entries)} of size {size}")
@@ -62,13 +67,15 @@ class Entries:
                 raise ValueError(f"--sizes: prompts of {size} have {images} images on average, {others}; leave one out")
             seen[images] = size
 
+    def _entry(self, size: int, index: int) -> Entry:
+        return self._by_size[size][index]
 
-def interleave(text: str, paths: Sequence[str], folder: Path, reader: ImageReader) -> tuple[str | Picture, ...]:
-    """The text with each placeholder replaced by its image; ValueError if their numbers differ."""
-    first, *others = text.split(PLACEHOLDER)
-    if len(others) != len(paths):
-        raise ValueError(f"{len(others)} times {PLACEHOLDER} for {len(paths)} images")
-    parts: list[str | Picture] = [first]
-    for path, part in zip(paths, others, strict=True):
-        parts += [FilePicture(folder / path, reader), part]
-    return tuple(part for part in parts if part != "")
+    def _interleave(self, text: str, paths: Sequence[str]) -> tuple[str | Picture, ...]:
+        """The text with each placeholder replaced by its image; ValueError if their numbers differ."""
+        first, *others = text.split(PLACEHOLDER)
+        if len(others) != len(paths):
+            raise ValueError(f"{len(others)} times {PLACEHOLDER} for {len(paths)} images")
+        parts: list[str | Picture] = [first]
+        for path, part in zip(paths, others, strict=True):
+            parts += [FilePicture(self._images / path, self._reader), part]
+        return tuple(part for part in parts if part != "")

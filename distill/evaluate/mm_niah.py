@@ -12,17 +12,15 @@ phrase, and nothing else.
 import bisect
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill.data.images import ImageReader
 from distill.data.json_file import JsonFile
-from distill.evaluate.interleaved import PLACEHOLDER, Entries, Entry, interleave
+from distill.evaluate.interleaved import PLACEHOLDER, Entry, InterleavedTask
 from distill.evaluate.item import Item
 from distill.evaluate.scoring import Score, score
-from distill.recipe import ImagesConfig
 
 _EDGES = (1000, 2000, 4000, 8000, 12000, 16000, 24000, 32000, 40000, 48000, 64000)
 _KINDS = ("retrieval", "counting", "reasoning")
@@ -33,7 +31,7 @@ _ARTICLES = ("a", "an", "the")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-class MmNiahTask:
+class MmNiahTask(InterleavedTask):
     """One file of MM-NIAH, such as retrieval-image.jsonl."""
 
     official_scorer = "MM-NIAH: the letter, the share of matching counts, or the answer among the words"
@@ -53,36 +51,21 @@ class MmNiahTask:
             raise ValueError(f"--path: {path.name}, expected a file of MM-NIAH: {', '.join(_KINDS)} is in its name")
         if not images.is_dir():
             raise ValueError(f"--images: {images}: no such folder, expected the images of MM-NIAH")
-        self.seed = seed
-        self._path, self._images = path, images
-        self._reader = ImageReader(ImagesConfig())
-        self._entries = Entries(_scan(JsonFile(path)), seed)
+        super().__init__(_scan(JsonFile(path)), images, seed)
+        self._path = path
 
     @property
     def name(self) -> str:
         """Such as "mm-niah/retrieval-image"."""
         return f"mm-niah/{self._path.stem}"
 
-    @property
-    def default_sizes(self) -> tuple[int, ...]:
-        """All lengths that the file has."""
-        return self._entries.sizes
-
-    def check(self, sizes: Sequence[int], num_items: int) -> None:
-        """See `Task`."""
-        self._entries.check(sizes, num_items)
-
     def source(self, size: int) -> str:
         """See `Task`."""
         return f"{self._path.name}, context length from {size} tokens on"
 
-    def most_images(self, sizes: Sequence[int]) -> int:
-        """See `Task`."""
-        return self._entries.most_images(sizes)
-
     def item(self, size: int, index: int) -> Item:
         """Item `index` of a size; its images are read when they are needed."""
-        file, place, num_images = self._entries.get(size, index)
+        file, place, num_images = self._entry(size, index)
         record = file.record(place)
         depths = record["meta"]["placed_depth"]
         depth = sum(depths) / len(depths) if isinstance(depths, list) else float(depths)
@@ -92,7 +75,7 @@ class MmNiahTask:
         return Item(
             size=size,
             index=index,
-            parts=interleave(text, _images(record), self._images, self._reader),
+            parts=self._interleave(text, _images(record)),
             answer=_LETTERS[record["answer"]] if options else _plain(record["answer"]),
             legal_answers=tuple(_LETTERS[: len(options)]) if options else None,
             needle_index=round(depth * (num_images - 1)),

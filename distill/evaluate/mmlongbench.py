@@ -9,17 +9,15 @@ or "no" of an answer, and where there is none a guess that goes no, yes, yes, no
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill.data.images import ImageReader
 from distill.data.json_file import JsonFile
-from distill.evaluate.interleaved import PLACEHOLDER, Entries, Entry, interleave
+from distill.evaluate.interleaved import PLACEHOLDER, Entry, InterleavedTask
 from distill.evaluate.item import Item
 from distill.evaluate.scoring import Score, score
-from distill.recipe import ImagesConfig
 
 _FILE_NAME = re.compile(r"vh_single_.*K(?P<length>\d+)_.*\.jsonl")
 _OPENING = (
@@ -31,7 +29,7 @@ _WORD = re.compile(r"\b(yes|no)\b")
 _GUESSES = ("no", "yes", "yes", "no")
 
 
-class MmLongBenchTask:
+class MmLongBenchTask(InterleavedTask):
     """The haystacks of one file or of a folder's files; a size is their length, K x 1,024 tokens."""
 
     official_scorer = "MMLongBench: the last yes or no of the answer, or a guess by its place in the file"
@@ -55,47 +53,30 @@ class MmLongBenchTask:
         if unknown or not paths:
             found = unknown[0] if unknown else "no such file"
             raise ValueError(f"--path: {path}: {found}, expected vh_single_..._K8_....jsonl or a folder of them")
-        self.seed = seed
-        self._path, self._paths, self._images = path, paths, images
-        self._reader = ImageReader(ImagesConfig())
         lengths = [(JsonFile(each), 1024 * int(name["length"])) for each, name in names if name]
         self._sources = {length: file.path.name for file, length in lengths}
-        self._entries = Entries((entry for file, length in lengths for entry in _scan(file, length)), seed)
+        self._path, self._paths = path, paths
+        super().__init__((entry for file, length in lengths for entry in _scan(file, length)), images, seed)
 
     @property
     def name(self) -> str:
         """ "mmlongbench/vh_single"."""
         return "mmlongbench/vh_single"
 
-    @property
-    def default_sizes(self) -> tuple[int, ...]:
-        """The lengths of all files."""
-        return self._entries.sizes
-
-    def check(self, sizes: Sequence[int], num_items: int) -> None:
-        """See `Task`."""
-        self._entries.check(sizes, num_items)
-
     def source(self, size: int) -> str:
         """See `Task`."""
         return self._sources[size]
 
-    def most_images(self, sizes: Sequence[int]) -> int:
-        """See `Task`."""
-        return self._entries.most_images(sizes)
-
     def item(self, size: int, index: int) -> Item:
         """Item `index` of a size; its images are read when they are needed."""
-        file, place, num_images = self._entries.get(size, index)
+        file, place, num_images = self._entry(size, index)
         record = file.record(place)
         context = "\n".join(PLACEHOLDER for _ in record["ctxs"])
         depth = float(record["depth"])
         return Item(
             size=size,
             index=index,
-            parts=interleave(
-                f"{_OPENING}{context}\n\nQuestion: {record['question']}", record["ctxs"], self._images, self._reader
-            ),
+            parts=self._interleave(f"{_OPENING}{context}\n\nQuestion: {record['question']}", record["ctxs"]),
             answer=record["answer"].lower(),
             legal_answers=("yes", "no"),
             needle_index=round(depth * (num_images - 1)),
@@ -105,7 +86,7 @@ class MmLongBenchTask:
     def score(self, item: Item, answer: str) -> Score:
         """Ours, and the official one beside it."""
         words = _WORD.findall(answer.lower())
-        place = self._entries.get(item.size, item.index).place
+        place = self._entry(item.size, item.index).place
         official = words[-1] if words else _GUESSES[(place.number - 1) % len(_GUESSES)]
         ours = score(_PREFIX.sub("", answer), item.answer, item.legal_answers)
         return replace(ours, official=float(official == item.answer))
