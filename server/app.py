@@ -37,7 +37,7 @@ def create_app(settings: Settings) -> FastAPI:
         await gateway.aclose()
 
     app = FastAPI(title="LAid gateway", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.add_middleware(Observe, metrics=gateway.metrics)
+    app.add_middleware(Observe, metrics=gateway.metrics, tracing=gateway.tracing)
     add_error_handlers(app)
 
     for make_routes in (chat_routes, completion_routes, response_routes, input_token_routes, file_routes, model_routes):

@@ -13,6 +13,7 @@ from server.engines.relay import Relay
 from server.errors import GatewayError
 from server.gateway import Gateway
 from server.media.source import Content, ImageError, PlacedSource, RemoteUrl, UploadedFile
+from server.prompt.prompt_counter import PromptCount
 from server.prompt.window_policy import POLICY_HEADER, WindowPolicy, choose_policy
 from server.requests.admission import Admitted, Parse
 from server.requests.body import Body
@@ -78,7 +79,7 @@ class Exchange(Response):
     async def _serve(self, send: Send, record: Record, policy: WindowPolicy) -> None:
         record.phases.begin(Phase.CHECK)
         admitted = await self._admit(record.phases, policy)
-        record.context_class = context_class_of(admitted.count.prompt_tokens)
+        _note(admitted.count, record)
         with await self._take_room(admitted, record) as prefill:
             relay = Relay(
                 admitted,
@@ -145,3 +146,10 @@ class _Loaded:
     sources: Sequence[PlacedSource]
     contents: Sequence[Content | ImageError]
     """Of each source that is elsewhere, in order."""
+
+
+def _note(count: PromptCount, record: Record) -> None:
+    record.context_class = context_class_of(count.prompt_tokens)
+    record.prompt_tokens = count.prompt_tokens
+    record.image_tokens = count.total_image_tokens
+    record.num_images = len(count.image_tokens)

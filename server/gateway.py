@@ -1,5 +1,6 @@
 """What every request needs: made once by the app factory, the same for all."""
 
+import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from server.prompt.window import Windows, WindowUse
 from server.requests.admission import Admission
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
+from server.telemetry.tracing import Tracing, make_tracing
 from server.telemetry.worker_files import worker_files
 from server.traffic.bounds import make_body_lanes, make_prefill_lanes
 from server.traffic.door import Door
@@ -50,6 +52,8 @@ class Gateway:
     memory: Lanes
     """Bytes of bodies."""
     metrics: Metrics
+    tracing: Tracing | None
+    """None where the environment asks for no traces."""
     threads: ThreadPoolExecutor
     """For whatever takes longer than the event loop may wait."""
 
@@ -58,6 +62,8 @@ class Gateway:
         await self.engines.aclose()
         await self.limiter.aclose()
         await self.loader.aclose()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         self.threads.shutdown()
 
     def observe_window(self, window: WindowUse) -> dict[str, str]:
@@ -111,6 +117,7 @@ def make_gateway(settings: Settings) -> Gateway:
         prefill=make_prefill_lanes(settings, metrics, context_length=context_length),
         memory=make_body_lanes(settings, metrics),
         metrics=metrics,
+        tracing=make_tracing(settings.model, os.environ),
         threads=threads,
     )
 

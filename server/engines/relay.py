@@ -60,7 +60,8 @@ class Relay:
         return await self._engines.ask(self._admitted.affinity, self._ask_one)
 
     async def _ask_one(self, engine: Upstream) -> Answer:
-        return await engine.ask(self._admitted.engine_path, self._admitted.body, self._record.request_id)
+        headers = {"x-request-id": self._record.request_id, **self._record.engine_headers}
+        return await engine.ask(self._admitted.engine_path, self._admitted.body, headers)
 
     async def _answer(self, send: Send) -> None:
         with await self._ask() as answer:
@@ -139,6 +140,7 @@ class Relay:
 
     def _take_usage(self, usage: dict[str, Any], *, compare: bool = True) -> None:
         counted, engine = self._admitted.count.prompt_tokens, usage.get("prompt_tokens")
+        self._record.completion_tokens = usage.get("completion_tokens")
         complete_usage(usage, self._admitted.count)
         if compare and isinstance(engine, int):
             self._metrics.prompts.observe_usage(counted, usage)

@@ -1,7 +1,7 @@
 """One engine as the gateway sees it, and its failures as the gateway's errors."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -55,7 +55,7 @@ class Upstream:
         else:
             self.health.note(self._compare(models))
 
-    async def ask(self, path: str, body: EngineBody, request_id: str) -> Answer:
+    async def ask(self, path: str, body: EngineBody, headers: Mapping[str, str]) -> Answer:
         """The engine's answer with status 200, still arriving; closing it early cancels the request in the engine.
 
         Images that the engine is believed to hold are sent by name. If it does not, all are sent with their data.
@@ -67,23 +67,22 @@ class Upstream:
         """
         payload = await body.payload(self._held)
         try:
-            answer = await self._post(path, payload.pieces, request_id)
+            answer = await self._post(path, payload.pieces, headers)
         except GatewayError as error:
             self._held.drop(payload.omitted)
             if not payload.omitted or not may_miss_images(error):
                 raise
             payload = await body.payload(())
-            answer = await self._post(path, payload.pieces, request_id)
+            answer = await self._post(path, payload.pieces, headers)
         self._held.add(body.uuids)
         return answer
 
-    async def _post(self, path: str, body: Pieces, request_id: str) -> Answer:
-        headers = {"content-type": "application/json", "x-request-id": request_id}
+    async def _post(self, path: str, body: Pieces, headers: Mapping[str, str]) -> Answer:
         try:
             answer = await self._client.ask(
                 "POST",
                 path,
-                headers=headers,
+                headers={"content-type": "application/json", **headers},
                 body=body,
                 silence_seconds=self._settings.first_byte_timeout_seconds,
             )

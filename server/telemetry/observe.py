@@ -3,21 +3,23 @@
 import time
 import uuid
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import Reason
 from server.telemetry.logs import LOGGER, REQUEST_ID
 from server.telemetry.metrics import Metrics
 from server.telemetry.record import Record
+from server.telemetry.tracing import Tracing
 
 
 class Observe:
     """Plain ASGI middleware: it neither buffers nor hides a disconnect."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
@@ -28,6 +30,7 @@ class Observe:
         REQUEST_ID.set(request_id)
         record = Record(request_id)
         scope.setdefault("state", {}).update(request_id=request_id, record=record)
+        span = None if self._tracing is None else self._tracing.begin(scope["path"], Headers(scope=scope), record)
         started = time.perf_counter()
         status = 500
 
@@ -50,6 +53,8 @@ class Observe:
         finally:
             # The pattern under which the app knows the path, never the path: that is the client's to choose.
             route = getattr(scope.get("route"), "path", "other")
+            if self._tracing is not None and span is not None:
+                self._tracing.end(span, record, status)
             if record.error is not None:
                 self._metrics.requests.count_error(record.error, record.context_class)
             self._metrics.requests.count_response(route, status)
@@ -58,6 +63,8 @@ class Observe:
                 "route": route,
                 "status": status,
                 "error": record.error,
+                "prompt_tokens": record.prompt_tokens,
+                "images": record.num_images,
                 "seconds": round(time.perf_counter() - started, 4),
             }
             LOGGER.info("response", extra={"fields": fields})

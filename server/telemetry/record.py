@@ -18,3 +18,10 @@ class Record:
     """Why it failed, be it with an error response or with an event inside its stream."""
     headers: dict[str, str] = field(default_factory=dict)
     """What the answer carries, be it a success or an error."""
+    engine_headers: dict[str, str] = field(default_factory=dict)
+    """What the engine gets beside the request's id."""
+    prompt_tokens: int | None = None
+    image_tokens: int | None = None
+    num_images: int | None = None
+    completion_tokens: int | None = None
+    """By the engine's usage."""

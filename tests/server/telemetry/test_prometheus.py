@@ -27,9 +27,11 @@ ENGINE = """
 import http.server, sys
 class Engine(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        body = b'{"data": [{"id": "tiny", "max_model_len": 2048}]}'
         self.send_response(200)
-        self.send_header("content-length", "0")
+        self.send_header("content-length", str(len(body)))
         self.end_headers()
+        self.wfile.write(body)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Engine).serve_forever()
 """
 
