@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -41,7 +42,8 @@ class Exchange(Response):
         self._gateway = gateway
         self._caller = caller
         self._body = body.content
-        self._memory = body.room
+        self._memory = ExitStack()
+        self._memory.enter_context(body.room)
         self._parse = parse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,13 +109,17 @@ class Exchange(Response):
         draft = await self._step(LOOP_PARSE_BYTES, gateway.admission.parse, self._body, self._parse)
         sources = gateway.images.place(draft.conversation)
         elsewhere = [placed.source for placed in sources if isinstance(placed.source, RemoteUrl | UploadedFile)]
-        if elsewhere:
-            phases.begin(Phase.FETCH)
-        loaded = await gateway.loader.load(
-            elsewhere, self._caller.tenant, max_total_bytes=gateway.images.max_loaded_bytes(sources)
-        )
-        if elsewhere:
-            phases.begin(Phase.CHECK)
+        if not elsewhere:
+            return _Loaded(draft=draft, sources=sources, contents=[])
+        phases.begin(Phase.FETCH)
+        max_total_bytes = gateway.images.max_loaded_bytes(sources)
+        num_links = sum(isinstance(source, RemoteUrl) for source in elsewhere)
+        # Whoever waits here holds room for a body, and whoever waits for that holds none of this.
+        room = await gateway.fetched.take(min(num_links * gateway.settings.max_image_bytes, max_total_bytes))
+        self._memory.enter_context(room)
+        loaded = await gateway.loader.load(elsewhere, self._caller.tenant, max_total_bytes=max_total_bytes)
+        room.shrink(min(room.amount, sum(len(content) for content in loaded if isinstance(content, bytes))))
+        phases.begin(Phase.CHECK)
         return _Loaded(draft=draft, sources=sources, contents=loaded)
 
     async def _check(self, step: Callable[..., T], loaded: "_Loaded", policy: WindowPolicy) -> T:

@@ -23,7 +23,7 @@ from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from server.telemetry.tracing import Tracing, make_tracing
 from server.telemetry.worker_files import worker_files
-from server.traffic.bounds import make_body_lanes, make_prefill_lanes
+from server.traffic.bounds import make_body_lanes, make_fetch_lanes, make_prefill_lanes
 from server.traffic.door import Door
 from server.traffic.lanes import Lanes
 from server.traffic.limiter import Limiter
@@ -51,6 +51,8 @@ class Gateway:
     """Prompt tokens that the engine has before their first answer token."""
     memory: Lanes
     """Bytes of bodies."""
+    fetched: Lanes
+    """Bytes of fetched images."""
     metrics: Metrics
     tracing: Tracing | None
     """None where the environment asks for no traces."""
@@ -116,6 +118,7 @@ def make_gateway(settings: Settings) -> Gateway:
         slots=Slots(metrics, retry_after_seconds=settings.retry_after_seconds),
         prefill=make_prefill_lanes(settings, metrics, context_length=context_length),
         memory=make_body_lanes(settings, metrics),
+        fetched=make_fetch_lanes(settings, metrics),
         metrics=metrics,
         tracing=make_tracing(settings.model, os.environ),
         threads=threads,

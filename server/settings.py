@@ -137,6 +137,8 @@ class Settings(BaseSettings):
     """`host` or `host:port` for which http, that port, and private addresses are allowed: one's own image store."""
     fetch_ca_file: Path | None = None
     """Certificates of further authorities, in PEM, beside the system's."""
+    max_fetched_bytes: int | None = Field(default=None, ge=1)
+    """All fetched images in memory together; by default four times what one request may have."""
     fetch_timeout_seconds: float = Field(default=20.0, gt=0)
     """For all images of a request together."""
     fetch_concurrency: int = Field(default=64, ge=1)

@@ -30,19 +30,30 @@ class Form:
     texts: dict[str, str] = field(default_factory=dict)
 
 
-async def read_form(request: Request, settings: Settings) -> Form:
-    """The whole form.
+def form_bytes(request: Request, settings: Settings) -> int:
+    """The form's size as its header announces it, else as much as a form may have.
 
     Raises:
-        GatewayError: 413 at the first byte over a limit, or before any if the header announces it; 408 if it does
-            not arrive in time; 415 if it is no multipart form; 400 if it is malformed or holds what is not known;
-            499 if the client leaves.
+        GatewayError: 413 if that is too much.
+    """
+    limit = settings.max_image_bytes + MAX_OVERHEAD_BYTES
+    announced = request.headers.get("content-length", "")
+    if not announced.isdecimal():
+        return limit
+    if int(announced) > limit:
+        raise _too_large(settings.max_image_bytes)
+    return int(announced)
+
+
+async def read_form(request: Request, settings: Settings) -> Form:
+    """The whole form, for which the caller has taken memory (`form_bytes`).
+
+    Raises:
+        GatewayError: 413 at the first byte over a limit; 408 if it does not arrive in time; 415 if it is no multipart
+            form; 400 if it is malformed or holds what is not known; 499 if the client leaves.
     """
     reader = _FormReader(_boundary(request), settings.max_image_bytes)
     limit = settings.max_image_bytes + MAX_OVERHEAD_BYTES
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > limit:
-        raise _too_large(settings.max_image_bytes)
     size = 0
     try:
         async with asyncio.timeout(settings.body_timeout_seconds):

@@ -43,6 +43,8 @@ class ImageChecker:
         self._counter = counter
         self._identity = identity
         self._verified: Bounded[str, ImageSize] = Bounded(settings.max_remembered_images)
+        # Name and bytes of what an uploaded file holds: its path never holds anything else.
+        self._stored: Bounded[tuple[str, Path], tuple[str, int]] = Bounded(settings.max_remembered_images)
 
     def place(self, conversation: Conversation) -> list[PlacedSource]:
         """Where every image is, in the order of the prompt, held against the budget as far as that goes unread.
@@ -142,8 +144,12 @@ class ImageChecker:
     def _read_one(self, path: str, content: DataUrl | Content | ImageError, tenant: str) -> RequestImage:
         if isinstance(content, ImageError):
             raise content
+        if isinstance(content, Path) and (image := self._recall(path, content, tenant)) is not None:
+            return image
         data = read_content(content, self._settings.max_image_bytes)
         uuid = self._identity.of(data, tenant)
+        if isinstance(content, Path):
+            self._stored.put((tenant, content), (uuid, len(data)))
         known = self._verified.get(uuid)
         return RequestImage(
             path=path,
@@ -153,6 +159,15 @@ class ImageChecker:
             num_bytes=len(data),
             is_verified=known is not None,
         )
+
+    def _recall(self, path: str, file: Path, tenant: str) -> RequestImage | None:
+        """An uploaded image that was seen before, without opening it."""
+        stored = self._stored.get((tenant, file))
+        size = None if stored is None else self._verified.get(stored[0])
+        if stored is None or size is None:
+            return None
+        uuid, num_bytes = stored
+        return RequestImage(path=path, content=file, uuid=uuid, size=size, num_bytes=num_bytes, is_verified=True)
 
     def _verify_one(self, image: RequestImage) -> RequestImage:
         data = read_content(image.content, self._settings.max_image_bytes)

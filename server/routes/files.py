@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
 from server.errors import BadRequestError, GatewayError, Reason
-from server.files.form import read_form
+from server.files.form import form_bytes, read_form
 from server.files.store import FileStore, StoredFile, unknown_file
 from server.files.upload import check_upload
 from server.gateway import Gateway
@@ -35,15 +35,18 @@ def file_routes(gateway: Gateway) -> APIRouter:
     @router.post(FILES)
     async def create(request: Request) -> dict[str, Any]:
         store = _store(gateway)
-        upload = await in_thread(check_upload, await read_form(request, gateway.settings), gateway.settings)
-        file = await in_thread(
-            store.add,
-            caller_of(request).tenant,
-            upload.content,
-            filename=upload.filename,
-            purpose=upload.purpose,
-            lifetime_seconds=upload.lifetime_seconds,
-        )
+        # A form is a body like any other, but may be larger than the settings let those be.
+        size = min(form_bytes(request, gateway.settings), gateway.settings.max_body_bytes)
+        with await gateway.memory.take(size):
+            upload = await in_thread(check_upload, await read_form(request, gateway.settings), gateway.settings)
+            file = await in_thread(
+                store.add,
+                caller_of(request).tenant,
+                upload.content,
+                filename=upload.filename,
+                purpose=upload.purpose,
+                lifetime_seconds=upload.lifetime_seconds,
+            )
         return _file_object(file)
 
     @router.get(FILES)

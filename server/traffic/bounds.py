@@ -50,6 +50,24 @@ def make_body_lanes(settings: Settings, metrics: Metrics) -> Lanes:
     )
 
 
+def make_fetch_lanes(settings: Settings, metrics: Metrics) -> Lanes:
+    """Lanes by what the images to fetch for a request may have, in bytes; room is held until the request's end.
+
+    Raises:
+        ValueError: the settings leave too little for one of the largest requests.
+    """
+    largest = sorted({settings.max_image_bytes, settings.max_total_image_bytes})
+    return _make_lanes(
+        "max_fetched_bytes",
+        total=settings.max_fetched_bytes or 4 * largest[-1],
+        largest=largest,
+        max_waiting=settings.max_queued_bodies,
+        max_wait_seconds=settings.max_body_wait_seconds,
+        refusal=_refuse(settings, Reason.MEMORY_FULL, "The memory for fetched images is full"),
+        metrics=make_lane_metrics(metrics.instruments, "fetched_bytes", "Bytes of fetched images", largest),
+    )
+
+
 def _make_lanes(setting: str, **options: Any) -> Lanes:
     try:
         return Lanes(**options)

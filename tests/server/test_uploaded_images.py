@@ -80,6 +80,29 @@ async def test_the_engine_gets_the_uploaded_bytes(
     assert "fetch;dur=" in response.headers["server-timing"]
 
 
+async def test_a_file_that_was_seen_before_is_read_again_for_the_engine_alone(
+    start_gateway: Start, picture: Make, chat: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = await start_gateway()
+    body = chat([by_file_id(await upload(gateway, picture(32, 32)))[0]])
+    opened, really_open = [], Path.open
+
+    def note(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.parent.name == "images":
+            opened.append(path)
+        return really_open(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", note)
+
+    counts = []
+    for _ in range(2):
+        assert (await gateway.post(CHAT, json=body)).status_code == 200
+        counts.append(len(opened))
+
+    # Read for its name and size, decoded once, and sent; then it is known, and the engine holds it.
+    assert counts == [3, 3]
+
+
 async def test_unknown_ids_are_told_by_their_paths_together_with_all_else(
     start_gateway: Start, chat: Make, image_part: Make
 ) -> None:
