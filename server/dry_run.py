@@ -59,6 +59,9 @@ def describe(measured: Measured, policy: WindowPolicy) -> dict[str, Any]:
         "input_tokens": count.prompt_tokens,
         "text_tokens": count.prompt_tokens - count.total_image_tokens,
         "image_tokens": count.total_image_tokens,
+        # As the client sent it: more than the above where images were fitted.
+        "original_input_tokens": window.original.prompt_tokens,
+        "original_image_tokens": window.original.total_image_tokens,
         "images": images,
         "context_length": window.context_length,
         "window_use": round(window.use, 4),

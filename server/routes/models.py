@@ -36,6 +36,7 @@ def _model_card(gateway: Gateway) -> dict[str, Any]:
         "object": "model",
         "created": int((gateway.checkpoint.path / "config.json").stat().st_mtime),
         "owned_by": "laid",
+        "family": gateway.checkpoint.model_type,
         "max_model_len": gateway.context_length,
         "effective_window": None if window is None else asdict(window),
     }

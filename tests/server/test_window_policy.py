@@ -132,6 +132,34 @@ async def test_fit_scales_the_last_turns_images(
     assert [Image.open(io.BytesIO(content)).format for content in fitted] == ["JPEG"] * 4
 
 
+async def test_the_dry_run_says_what_fit_would_do(
+    cued_engine: Any, start_gateway: Start, measured: Path, chat: Make, image_part: Make
+) -> None:
+    gateway = await start_gateway(checkpoint=measured)
+    body = chat() | {"messages": two_turns(image_part)}
+
+    told = (await gateway.post(CHAT + "/input_tokens", json=body, headers={POLICY: "fit"})).json()
+
+    answered = (await gateway.post(CHAT, json=body, headers={POLICY: "fit"})).headers
+    assert told["fits"]
+    assert told["input_tokens"] == int(answered["x-laid-prompt-tokens"])
+    assert told["original_input_tokens"] == int(answered["x-laid-original-prompt-tokens"])
+    assert (told["original_image_tokens"], told["image_tokens"]) == (320, 64 + 4 * 36)
+    assert [image["fitted"] for image in told["images"]] == [None, *[{"width": 96, "height": 96}] * 4]
+    assert len(cued_engine.bodies) == 1
+
+
+async def test_the_model_card_tells_both_windows_and_the_family(start_gateway: Start, measured: Path) -> None:
+    gateway = await start_gateway(checkpoint=measured)
+
+    card = (await gateway.get("/v1/models/tiny")).json()
+
+    assert (card["max_model_len"], card["family"]) == (2048, "qwen2_5_vl")
+    window = card["effective_window"]
+    assert (window["tokens"], window["tokens_low"], window["tokens_high"]) == (300.0, 250.0, 350.0)
+    assert (window["task"], window["threshold"], window["confidence"]) == ("miniature/open", 0.6, 0.95)
+
+
 async def test_a_fitted_request_asks_the_engine_for_the_same_again(
     cued_engine: Any, start_gateway: Start, measured: Path, chat: Make, image_part: Make
 ) -> None:
