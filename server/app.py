@@ -9,6 +9,7 @@ from fastapi import Depends, FastAPI
 from server.error_handlers import add_error_handlers
 from server.files.upkeep import kept_up
 from server.gateway import make_gateway
+from server.requests.linger import Linger
 from server.routes.chat import chat_routes
 from server.routes.completions import completion_routes
 from server.routes.files import file_routes
@@ -38,6 +39,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="LAid gateway", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(Observe, metrics=gateway.metrics, tracing=gateway.tracing)
+    app.add_middleware(Linger, seconds=settings.linger_seconds)
     add_error_handlers(app)
 
     for make_routes in (chat_routes, completion_routes, response_routes, input_token_routes, file_routes, model_routes):

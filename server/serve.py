@@ -21,6 +21,7 @@ from server.prompt.prompt_counter import PromptCounter
 from server.settings import Settings
 from server.traffic.caller import Limits
 from server.traffic.keys import read_keys
+from server.traffic.protocol import guarded_protocol
 from server.welcome import curl_command, python_snippet, write_request
 
 KEEP_ALIVE_SECONDS = 75
@@ -137,7 +138,8 @@ def _make_server(settings: Settings) -> "_Server":
     return _Server(
         uvicorn.Config(
             create_app(settings),
-            http="httptools",
+            http=guarded_protocol(settings),
+            ws="none",
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=DRAIN_SECONDS,
             log_config=None,

@@ -156,6 +156,13 @@ class Settings(BaseSettings):
     max_files_bytes: int = Field(default=2048 * MIB, ge=1)
     """Of one tenant, images uploaded several times once."""
 
+    max_head_bytes: int = Field(default=64 * 1024, ge=1)
+    """A request's first line and headers together."""
+    head_timeout_seconds: float = Field(default=10.0, gt=0)
+    """From the first byte of a request to the end of its headers."""
+    linger_seconds: float = Field(default=10.0, gt=0)
+    """How long the rest of a large body is read, and dropped, after an answer that did not need it: a client that
+    sends all before it reads would else lose the answer."""
     body_timeout_seconds: float = Field(default=60.0, gt=0)
     """From the first byte of a request to the last."""
     connect_timeout_seconds: float = Field(default=5.0, gt=0)
@@ -180,7 +187,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _is_not_open_to_all(self) -> Self:
-        if self.keys_file is None and not _is_loopback(self.host):
+        if self.keys_file is None and not is_loopback(self.host):
             raise ValueError(
                 f"host {self.host} is reached from other machines, so clients must show keys: make one with "
                 "laid-keys new NAME and set LAID_KEYS_FILE=keys.toml, or listen on 127.0.0.1"
@@ -188,7 +195,8 @@ class Settings(BaseSettings):
         return self
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address that a server listens on is reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

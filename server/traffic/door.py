@@ -2,7 +2,8 @@
 
 from starlette.requests import Request
 
-from server.settings import Settings
+from server.errors import GatewayError, Reason
+from server.settings import Settings, is_loopback
 from server.telemetry.metrics import Metrics
 from server.traffic.caller import ANONYMOUS, Caller, Limits
 from server.traffic.keys import Keys
@@ -40,5 +41,15 @@ class Door:
 
     def _identify(self, request: Request) -> Caller:
         if self._keys is None:
+            _check_is_local(request)
             return self._anonymous
         return self._keys.identify(request.headers.get("authorization", ""))
+
+
+def _check_is_local(request: Request) -> None:
+    """Whoever started the server may have told it another address than the settings have."""
+    server = request.scope["server"]
+    if server is not None and server[1] is not None and not is_loopback(server[0]):
+        raise GatewayError(
+            401, Reason.INVALID_API_KEY, "This server has no keys (LAID_KEYS_FILE), so it answers on loopback only."
+        )

@@ -57,7 +57,8 @@ class Limiter:
         if not items:
             return
         try:
-            async with asyncio.timeout(self._settings.limits_timeout_seconds):
+            # This process's own memory needs no such bound, and a busy loop is no reason to go on without limits.
+            async with asyncio.timeout(None if self._pool is None else self._settings.limits_timeout_seconds):
                 is_counted, windows = await self._count(caller.name, items, costs)
         except (TimeoutError, OSError, RedisError) as error:
             self._go_on_without(error)

@@ -29,6 +29,7 @@ from starlette.types import ASGIApp
 from rope_gain import wheel_guard
 from server.app import create_app
 from server.settings import Settings
+from server.traffic.protocol import guarded_protocol
 
 MODEL = "tiny"
 
@@ -139,8 +140,8 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def _serving(app: ASGIApp) -> AsyncIterator[str]:
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=2)
+async def _serving(app: ASGIApp, **options: Any) -> AsyncIterator[str]:
+    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=2, **options)
     server = _Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:
@@ -241,7 +242,7 @@ async def start_gateway(
 
         async def start(**changes: Any) -> httpx.AsyncClient:
             settings = make_settings(**({"upstream": cued_engine.url} | changes))
-            url = await stack.enter_async_context(_serving(create_app(settings)))
+            url = await stack.enter_async_context(_serving(create_app(settings), http=guarded_protocol(settings)))
             return await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=120))
 
         yield start

@@ -115,7 +115,7 @@ async def test_bodies_refused(
 
 
 async def test_a_body_of_unknown_length_is_refused_at_the_limit(start_gateway: Start) -> None:
-    gateway = await start_gateway(max_body_bytes=1000)
+    gateway = await start_gateway(max_body_bytes=1000, linger_seconds=0.1)
     port = gateway.base_url.port
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -308,5 +308,5 @@ class AnyOrder(RuleBasedStateMachine):
                 assert max(0, used + waiting[lane][0] - lane) > shared, "the first in line would fit"
 
 
-AnyOrder.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
 test_any_order = AnyOrder.TestCase

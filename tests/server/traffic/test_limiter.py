@@ -14,6 +14,8 @@ Make = Callable[..., Any]
 KeyFile = Callable[..., Path]
 CHAT = "/v1/chat/completions"
 ALICE = {"authorization": "Bearer laid-alice"}
+# A busy machine's Redis takes its time.
+PATIENCE = {"limits_timeout_seconds": 60.0}
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -36,7 +38,7 @@ def assert_refused(response: httpx.Response, words: str, *, can_retry: bool = Tr
 
 
 async def test_requests_a_minute(start_gateway: Start, chat: Make, key_file: KeyFile, storage: str) -> None:
-    gateway = await start_gateway(keys_file=key_file(requests_per_minute=2), limits_storage=storage)
+    gateway = await start_gateway(keys_file=key_file(requests_per_minute=2), limits_storage=storage, **PATIENCE)
 
     async def post(**changes: Any) -> httpx.Response:
         return await gateway.post(CHAT, json=chat(**changes), headers=ALICE)
@@ -60,7 +62,7 @@ async def test_tokens_and_images_a_minute(
 ) -> None:
     # A text takes 11 tokens; an image of 32x32 takes 6 more.
     limits = {"tokens_per_minute": 60, "images_per_minute": 3}
-    gateway = await start_gateway(keys_file=key_file(**limits), limits_storage=storage)
+    gateway = await start_gateway(keys_file=key_file(**limits), limits_storage=storage, **PATIENCE)
 
     async def post(num_images: int) -> httpx.Response:
         content = [{"type": "text", "text": "hello"}, *([image_part(32, 32)] * num_images)]
@@ -91,7 +93,7 @@ async def test_the_official_client_raises_its_own_error(start_gateway: Start, ch
 
 async def test_two_gateways_count_together(start_gateway: Start, chat: Make, key_file: KeyFile, redis: Any) -> None:
     path = key_file(requests_per_minute=10)
-    gateways = [await start_gateway(keys_file=path, limits_storage=redis.url) for _ in range(2)]
+    gateways = [await start_gateway(keys_file=path, limits_storage=redis.url, **PATIENCE) for _ in range(2)]
 
     answers = await asyncio.gather(
         *(gateways[i % 2].post(CHAT, json=chat(), headers=ALICE) for i in range(16)),
@@ -111,8 +113,8 @@ async def test_redis_may_end_and_come_back(
     start_gateway: Start, chat: Make, key_file: KeyFile, redis: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = key_file(requests_per_minute=100, tokens_per_minute=10_000)
-    # Nothing here waits for the time limit: a port on which nobody listens refuses at once.
-    shared = {"keys_file": path, "limits_storage": redis.url, "limits_timeout_seconds": 60.0}
+    # None of it is waited for: a port on which nobody listens refuses at once.
+    shared = {"keys_file": path, "limits_storage": redis.url} | PATIENCE
     fail_open = await start_gateway(**shared)
     fail_closed = await start_gateway(**shared, limits_fail_open=False)
 
