@@ -9,6 +9,7 @@ from fastapi import Depends, FastAPI
 from server.error_handlers import add_error_handlers
 from server.files.upkeep import kept_up
 from server.gateway import make_gateway
+from server.openapi import document
 from server.requests.linger import Linger
 from server.routes.chat import chat_routes
 from server.routes.completions import completion_routes
@@ -45,6 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     for make_routes in (chat_routes, completion_routes, response_routes, input_token_routes, file_routes, model_routes):
         app.include_router(make_routes(gateway), dependencies=[Depends(gateway.door.enter)])
     app.include_router(status_routes(gateway))
+    document(app, settings)
     return app
 
 

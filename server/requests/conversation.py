@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
@@ -11,12 +11,13 @@ from server.requests.tools import Tool, ToolCall, template_tool, template_tool_c
 # The engine drops this line from system messages before rendering (vllm.renderers.chat_utils).
 BILLING_HEADER = "x-anthropic-billing-header"
 NULL = msgspec.Raw(b"null")
+RAW_STRING = msgspec.Meta(extra_json_schema={"type": ["string", "null"]})
 
 
 class ImageUrl(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """The `image_url` object of a content part, with either `url` or `file_id`."""
 
-    url: msgspec.Raw = NULL
+    url: Annotated[msgspec.Raw, RAW_STRING] = msgspec.field(default_factory=lambda: NULL)
     """A string, still as JSON: a slice of the request's body, so that images are not copied. It may be a file's id."""
     file_id: str | None = None
     detail: Literal["auto", "high"] = "auto"

@@ -1,11 +1,11 @@
 """The input items of a Responses request, and the messages they are to the model."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
 from server.errors import BadRequestError, Reason
-from server.requests.conversation import NULL, ChatPart, ImagePart, ImageUrl, Message, Place, TextPart
+from server.requests.conversation import NULL, RAW_STRING, ChatPart, ImagePart, ImageUrl, Message, Place, TextPart
 from server.requests.tools import CalledFunction, ToolCall
 
 
@@ -38,7 +38,7 @@ class ReasoningText(msgspec.Struct, tag_field="type", tag="reasoning_text", forb
 class InputImage(msgspec.Struct, tag_field="type", tag="input_image", forbid_unknown_fields=True):
     """One image: an address, or the id of an uploaded file."""
 
-    image_url: msgspec.Raw = NULL
+    image_url: Annotated[msgspec.Raw, RAW_STRING] = msgspec.field(default_factory=lambda: NULL)
     """A string or null, still as JSON: a slice of the request's body."""
     file_id: str | None = None
     detail: Literal["auto", "high"] | None = None

@@ -155,7 +155,7 @@ async def _serving(app: ASGIApp, **options: Any) -> AsyncIterator[str]:
         await task
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serving() -> Callable[[ASGIApp], contextlib.AbstractAsyncContextManager[str]]:
     """Serves an app on a real socket, in the test's own loop; gives its URL."""
     return _serving
@@ -195,8 +195,15 @@ class CuedEngine:
                 Route("/health", self.health),
                 Route("/v1/models", self.models),
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
+                Route("/v1/completions", self.chat, methods=["POST"]),
             ]
         )
+
+
+@pytest.fixture(scope="session")
+def engine_that() -> Callable[[Callable[[Request], Awaitable[Response]]], ASGIApp]:
+    """Makes an engine that answers every request so."""
+    return lambda answer: CuedEngine(answer=answer).app()
 
 
 @pytest.fixture
