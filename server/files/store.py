@@ -27,7 +27,8 @@ from server.errors import GatewayError, Reason
 ID = re.compile(r"file-[0-9a-f]{32}")
 ORPHAN_SECONDS = 3600
 """How old an image without a row must be to be swept away: longer than any upload takes."""
-LOCK_SECONDS = 30
+LOCK_SECONDS = 60
+"""How long a call waits for those of other threads and processes."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
     place INTEGER PRIMARY KEY AUTOINCREMENT,

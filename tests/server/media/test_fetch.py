@@ -20,6 +20,7 @@ from server.media.fetch import Fetcher, FetchError, FetchOutcome
 from server.settings import Settings
 
 PUBLIC, PRIVATE = "127.0.0.1", "127.0.0.2"
+PATIENT: dict[str, Any] = {"fetch_timeout_seconds": 600, "connect_timeout_seconds": 600}
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 Make = Callable[..., Fetcher]
 
@@ -129,7 +130,7 @@ async def make_fetcher(host: ImageHost, authority: trustme.CA, tmp_path: Path) -
     fetchers = []
 
     def make(**changes: Any) -> Fetcher:
-        settings = Settings(**({"checkpoint": tmp_path, "fetch_ca_file": ca_file} | changes))
+        settings = Settings(**({"checkpoint": tmp_path, "fetch_ca_file": ca_file} | PATIENT | changes))
         fetchers.append(Fetcher(settings, lookup=host.lookup, is_public=lambda address: address == PUBLIC))
         return fetchers[-1]
 
@@ -422,7 +423,9 @@ async def test_a_trusted_host_may_be_private_but_tells_nothing_of_its_answer(
     ca_file = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(ca_file))
     host.answers |= {"/a": answer(body=b"a"), "/b": answer(status=403)}
-    trusted = Settings(checkpoint=tmp_path, fetch_ca_file=ca_file, fetch_trusted_hosts=(f"localhost:{host.port}",))
+    trusted = Settings(
+        checkpoint=tmp_path, fetch_ca_file=ca_file, fetch_trusted_hosts=(f"localhost:{host.port}",), **PATIENT
+    )
     fetcher, strict = Fetcher(trusted), Fetcher(Settings(checkpoint=tmp_path))
     url = f"https://localhost:{host.port}"
     try:
@@ -446,7 +449,7 @@ async def test_a_request_gets_its_images_and_every_failure_by_its_path(
 ) -> None:
     ca_file = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(ca_file))
-    gateway = await start_gateway(fetch_ca_file=ca_file, fetch_trusted_hosts=(f"localhost:{host.port}",))
+    gateway = await start_gateway(fetch_ca_file=ca_file, fetch_trusted_hosts=(f"localhost:{host.port}",), **PATIENT)
     content = picture(32, 32)
     host.answers |= {"/a": answer(body=content), "/html": answer(body=b"<html>"), "/gone": answer(status=404)}
 
