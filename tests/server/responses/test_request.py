@@ -98,7 +98,7 @@ def test_items_become_turns(parse: Callable[..., Draft]) -> None:
         {"role": "assistant", "content": "two"},
         {
             "role": "user",
-            "content": [{"type": "image_url", "image_url": {"url": "file-1", "detail": "high"}}],
+            "content": [{"type": "image_url", "image_url": {"url": "file-1", "file_id": "file-1", "detail": "high"}}],
         },
     ]
     assert [image.path for image in draft.conversation.images()] == [
