@@ -83,7 +83,7 @@ class ImageChecker:
         rest = iter(loaded)
         budget = _Budget(self._settings)
         images: list[RequestImage] = []
-        failures: list[tuple[str, Exception]] = []
+        failures: dict[str, Exception] = {}
         for placed in sources:
             source = placed.source
             content = source if isinstance(source, DataUrl | ImageError) else next(rest)
@@ -91,10 +91,13 @@ class ImageChecker:
                 image = self._read_one(placed.path, content, tenant)
                 budget.take(image, self._counter.image_tokens(image.size))
             except ValueError as error:
-                failures.append((placed.path, error))
+                failures[placed.path] = error
             else:
                 images.append(image)
-        _raise_for(failures, len(sources))
+        if failures:
+            # The request ends here: those whose data is bad are told now, not when it comes again.
+            self._verify_all(images, failures)
+            _raise_for(failures, [placed.path for placed in sources])
         return images
 
     def verify(self, images: Sequence[RequestImage]) -> list[RequestImage]:
@@ -103,14 +106,9 @@ class ImageChecker:
         Raises:
             BadRequestError: all that are truncated or corrupt.
         """
-        verified: list[RequestImage] = []
-        failures: list[tuple[str, Exception]] = []
-        for image in images:
-            try:
-                verified.append(image if image.is_verified else self._verify_one(image))
-            except ImageError as error:
-                failures.append((image.path, error))
-        _raise_for(failures, len(images))
+        failures: dict[str, Exception] = {}
+        verified = self._verify_all(images, failures)
+        _raise_for(failures, [image.path for image in images])
         return verified
 
     def resize(self, images: Sequence[RequestImage], sizes: Mapping[int, ImageSize], tenant: str) -> list[RequestImage]:
@@ -120,13 +118,13 @@ class ImageChecker:
             BadRequestError: all that cannot be decoded after all.
         """
         resized: list[RequestImage] = []
-        failures: list[tuple[str, Exception]] = []
+        failures: dict[str, Exception] = {}
         for place, image in enumerate(images):
             try:
                 resized.append(self._resize_one(image, sizes[place], tenant) if place in sizes else image)
             except ImageError as error:
-                failures.append((image.path, error))
-        _raise_for(failures, len(images))
+                failures[image.path] = error
+        _raise_for(failures, [image.path for image in images])
         return resized
 
     def _resize_one(self, image: RequestImage, size: ImageSize, tenant: str) -> RequestImage:
@@ -168,6 +166,15 @@ class ImageChecker:
             return None
         uuid, num_bytes = stored
         return RequestImage(path=path, content=file, uuid=uuid, size=size, num_bytes=num_bytes, is_verified=True)
+
+    def _verify_all(self, images: Sequence[RequestImage], failures: dict[str, Exception]) -> list[RequestImage]:
+        verified: list[RequestImage] = []
+        for image in images:
+            try:
+                verified.append(image if image.is_verified else self._verify_one(image))
+            except ImageError as error:
+                failures[image.path] = error
+        return verified
 
     def _verify_one(self, image: RequestImage) -> RequestImage:
         data = read_content(image.content, self._settings.max_image_bytes)
@@ -240,11 +247,12 @@ def _over_budget(path: str, what: str) -> BadRequestError:
     )
 
 
-def _raise_for(failures: Sequence[tuple[str, Exception]], num_images: int) -> None:
+def _raise_for(failures: Mapping[str, Exception], paths: Sequence[str]) -> None:
     if failures:
-        listed = "; ".join(f"{path}: {message}" for path, message in failures)
+        failed = [path for path in paths if path in failures]
+        listed = "; ".join(f"{path}: {failures[path]}" for path in failed)
         raise BadRequestError(
             Reason.INVALID_IMAGE,
-            f"{len(failures)} of {num_images} images cannot be used. {listed}.",
-            param=failures[0][0],
+            f"{len(failed)} of {len(paths)} images cannot be used. {listed}.",
+            param=failed[0],
         )

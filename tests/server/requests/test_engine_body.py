@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,18 @@ def test_a_file_that_was_deleted_since_it_was_checked_is_named(
         engine_json(admitted)
 
     assert (refused.value.status, refused.value.reason) == (400, Reason.INVALID_IMAGE)
+
+
+def test_all_that_is_wrong_with_the_images_is_told_at_once(
+    admit: Make, chat: Make, image_part: Make, picture: Make
+) -> None:
+    cut = image_part(content=picture(32, 32)[:-400])
+    body = chat([image_part(32, 32), cut, image_part(content=b"no image"), image_part(16, 16), cut])
+
+    with pytest.raises(GatewayError) as refused:
+        admit(body)
+
+    assert re.findall(r"content\[(\d)\]", refused.value.message) == ["1", "2", "4"]
 
 
 def test_two_tenants_never_share_a_name(admit: Make, chat: Make, image_part: Make) -> None:
