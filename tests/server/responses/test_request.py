@@ -103,7 +103,7 @@ def test_items_become_turns(parse: Callable[..., Draft]) -> None:
     ]
     assert [image.path for image in draft.conversation.images()] == [
         "input[1].content[1].image_url",
-        "input[11].content[0].image_url",
+        "input[11].content[0].file_id",
     ]
 
 
