@@ -49,6 +49,7 @@ check: install
 
 test: check
 	@tests/install_programs.sh
+	@tests/server/conformance/node/install.sh
 	$(PY) -m pytest
 
 test-vllm:

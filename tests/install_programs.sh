@@ -3,7 +3,8 @@
 set -eu
 
 missing=
-for pair in redis-server:redis-server prometheus:prometheus promtool:prometheus; do
+for pair in redis-server:redis-server promtool:prometheus chromium:chromium chromedriver:chromium-driver \
+    node:nodejs npm:npm; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair##*:}"
 done
 [ -n "$missing" ] || exit 0
