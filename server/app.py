@@ -16,6 +16,7 @@ from server.routes.completions import completion_routes
 from server.routes.files import file_routes
 from server.routes.input_tokens import input_token_routes
 from server.routes.models import model_routes
+from server.routes.page import page_routes
 from server.routes.responses import response_routes
 from server.routes.status import status_routes
 from server.settings import Settings, check_environment
@@ -47,6 +48,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(make_routes(gateway), dependencies=[Depends(gateway.door.enter)])
     app.include_router(status_routes(gateway))
     document(app, settings)
+    if settings.page:
+        app.include_router(page_routes())
     return app
 
 

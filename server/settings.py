@@ -92,6 +92,9 @@ class Settings(BaseSettings):
     """Parameters of vLLM that change the server's behaviour for others and are refused unless named here, such as
     `["priority"]`; those that would change the count of tokens cannot be allowed."""
 
+    page: bool = True
+    """Whether `GET /` shows a page to try the model with."""
+
     max_body_bytes: int = Field(default=64 * MIB, ge=1)
     max_bodies_bytes: int = Field(default=512 * MIB, ge=1)
     """All bodies in memory together. It is more than one of the largest: small bodies have a share of their own, so
