@@ -40,6 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
         await gateway.aclose()
 
     app = FastAPI(title="LAid gateway", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.gateway = gateway
     app.add_middleware(Observe, metrics=gateway.metrics, tracing=gateway.tracing)
     app.add_middleware(Linger, seconds=settings.linger_seconds)
     add_error_handlers(app)

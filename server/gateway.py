@@ -56,6 +56,8 @@ class Gateway:
     metrics: Metrics
     tracing: Tracing | None
     """None where the environment asks for no traces."""
+    stopping: asyncio.Event
+    """Set when the gateway is going to end; until then it serves what still comes."""
     threads: ThreadPoolExecutor
     """For whatever takes longer than the event loop may wait."""
 
@@ -121,6 +123,7 @@ def make_gateway(settings: Settings) -> Gateway:
         fetched=make_fetch_lanes(settings, metrics),
         metrics=metrics,
         tracing=make_tracing(settings.model, os.environ),
+        stopping=asyncio.Event(),
         threads=threads,
     )
 

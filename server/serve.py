@@ -7,16 +7,20 @@ import tempfile
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import HttpUrl
 
 from server.app import create_app
 from server.checkpoint import read_checkpoint
-from server.engines.engine import Engine, EngineError, read_served_model, start_engine, warm_up
+from server.engines.engine import GRACE_SECONDS, EngineError, free_port, read_served_model, start_engine
+from server.engines.supervisor import Supervisor
+from server.gateway import Gateway
 from server.prompt.prompt_counter import PromptCounter
 from server.settings import Settings
 from server.traffic.caller import Limits
@@ -25,7 +29,6 @@ from server.traffic.protocol import guarded_protocol
 from server.welcome import curl_command, python_snippet, write_request
 
 KEEP_ALIVE_SECONDS = 75
-DRAIN_SECONDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,27 +62,30 @@ async def serve(settings: Settings, options: EngineOptions | None) -> int:
         _bound_socket(settings.host, settings.port) as listener,
         tempfile.TemporaryDirectory(prefix="laid-serve-") as folder,
     ):
-        run = _Run(listener=listener, folder=Path(folder), stop=_stop_event(), started=time.monotonic())
+        run = _Run(listener=listener, folder=Path(folder), started=time.monotonic())
+        run.listen_to_signals()
         if options is None:
-            return await _serve_gateway(settings, run, engine=None)
+            return await _serve_gateway(settings, run, None)
         log_path = run.folder / "engine.log"
         print(f"Starting vLLM for {checkpoint.path} (its log: {log_path}) ...", flush=True)
-        engine = start_engine(
+        port = options.port or free_port()
+        start = partial(
+            start_engine,
             checkpoint,
             model=settings.model,
             max_images=settings.max_images,
-            port=options.port,
+            port=port,
             extra_arguments=options.extra_arguments,
             log_path=log_path,
         )
+        supervisor = Supervisor(start, settings, start_timeout_seconds=options.start_timeout_seconds)
         try:
-            if not await _unless_stopped(run.stop, _bring_up(engine, settings.model, options.start_timeout_seconds)):
+            if not await _unless_stopped(run.stop, supervisor.bring_up()):
                 return 0
-            return await _serve_gateway(
-                settings.model_copy(update={"upstream": (HttpUrl(engine.url),)}), run, engine=engine
-            )
+            upstream = (HttpUrl(supervisor.engine.url),)
+            return await _serve_gateway(settings.model_copy(update={"upstream": upstream}), run, supervisor)
         finally:
-            engine.stop()
+            supervisor.engine.stop(grace_seconds=0 if run.hurry.is_set() else GRACE_SECONDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,34 +95,53 @@ class _Run:
     listener: socket.socket
     folder: Path
     """For this run's files; removed at its end."""
-    stop: asyncio.Event
-    """Set by SIGINT and SIGTERM."""
     started: float
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by the first SIGINT or SIGTERM."""
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by the second."""
+
+    def listen_to_signals(self) -> None:
+        """Sets the events from now on."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        (self.hurry if self.stop.is_set() else self.stop).set()
 
 
-async def _bring_up(engine: Engine, model: str, timeout_seconds: float) -> None:
-    await engine.wait_until_ready(timeout_seconds=timeout_seconds)
-    await warm_up(engine.url, model, timeout_seconds=timeout_seconds)
-
-
-async def _serve_gateway(settings: Settings, run: _Run, *, engine: Engine | None) -> int:
+async def _serve_gateway(settings: Settings, run: _Run, supervisor: Supervisor | None) -> int:
     settings = await _agree_with_engine(settings)
     if settings.files_folder is None:
         settings = settings.model_copy(update={"files_folder": run.folder / "files"})
-    server = _make_server(settings)
+    app = create_app(settings)
+    gateway: Gateway = app.state.gateway
+    server = _make_server(app, settings)
     serving = asyncio.create_task(server.serve(sockets=[run.listener]))
-    watching = [asyncio.create_task(run.stop.wait()), asyncio.create_task(_welcome(server, settings, run))]
-    if engine is not None:
-        watching.append(asyncio.create_task(engine.wait_until_ended()))
-    stop, welcome, *ended = watching
-    await asyncio.wait([serving, stop, *ended], return_when=asyncio.FIRST_COMPLETED)
-    server.should_exit = True
-    for task in (stop, welcome, *ended):
+    stop = asyncio.create_task(run.stop.wait())
+    watching = [stop, asyncio.create_task(_welcome(server, settings, run))]
+    supervising = []
+    if supervisor is not None:
+        supervising.append(asyncio.create_task(supervisor.keep_up(gateway.engines.expect_back)))
+    await asyncio.wait([serving, stop, *supervising], return_when=asyncio.FIRST_COMPLETED)
+    for task in watching:
         task.cancel()
+    if run.stop.is_set():
+        gateway.stopping.set()
+        await _unless_stopped(run.hurry, asyncio.sleep(settings.drain_notice_seconds))
+    server.should_exit = True
+    # The requests in flight are served to their end, unless a second signal comes.
+    server.force_exit = not await _unless_stopped(run.hurry, _end_of(serving))
     await serving
-    if engine is not None and not run.stop.is_set():
-        engine.check_alive()
+    for task in supervising:
+        if task.done():
+            task.result()
+        task.cancel()
     return 0
+
+
+async def _end_of(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])
 
 
 async def _agree_with_engine(settings: Settings) -> Settings:
@@ -134,14 +159,14 @@ async def _agree_with_engine(settings: Settings) -> Settings:
     raise EngineError("\n".join(troubles))
 
 
-def _make_server(settings: Settings) -> "_Server":
+def _make_server(app: FastAPI, settings: Settings) -> "_Server":
     return _Server(
         uvicorn.Config(
-            create_app(settings),
+            app,
             http=guarded_protocol(settings),
             ws="none",
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=DRAIN_SECONDS,
+            timeout_graceful_shutdown=settings.drain_seconds,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -179,13 +204,6 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _stop_event() -> asyncio.Event:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
 
 
 async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

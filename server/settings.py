@@ -179,6 +179,16 @@ class Settings(BaseSettings):
     """So many good looks in a row bring an engine back."""
     health_fall: int = Field(default=3, ge=1)
     """So many bad ones in a row, or requests that failed, put it out; one is enough where nobody listens."""
+    max_engine_restarts: int = Field(default=5, ge=0)
+    """So many times in a row `laid-serve` starts its own engine again before it gives up."""
+    engine_restart_seconds: float = Field(default=1.0, gt=0)
+    """The wait before the first of them; it doubles with each, up to a minute."""
+    engine_steady_seconds: float = Field(default=600.0, gt=0)
+    """An engine that ran for so long has not failed in a row."""
+    drain_notice_seconds: float = Field(default=0.0, ge=0)
+    """After SIGTERM, how long `/ready` already says no while requests are still taken, for balancers to notice."""
+    drain_seconds: int = Field(default=30, ge=1)
+    """How long requests may then go on; a second SIGTERM, or Ctrl-C, ends them."""
     engine_load_factor: float = Field(default=1.25, ge=1)
     """A conversation leaves its engine when that has this many times the mean of all engines' requests."""
     engine_spill_requests: int = Field(default=8, ge=1)

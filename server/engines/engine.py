@@ -40,7 +40,7 @@ class Engine:
         self.url = f"http://127.0.0.1:{port}"
         self._log_path = log_path
         leashed = [sys.executable, "-m", "server.engines.leash", str(os.getpid()), *command]
-        with log_path.open("wb") as log:
+        with log_path.open("ab") as log:
             # A session of its own: Ctrl-C in the terminal reaches the gateway alone, which then ends the engine.
             self._process = subprocess.Popen(
                 leashed, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -53,8 +53,13 @@ class Engine:
 
     def check_alive(self) -> None:
         """Raises EngineError if the engine has ended."""
-        if (status := self._process.poll()) is not None:
-            raise EngineError(f"the engine ended with status {status}. The end of its log:\n{self._log_end()}")
+        if self._process.poll() is not None:
+            raise self.last_words()
+
+    def last_words(self) -> EngineError:
+        """How an engine that has ended did so."""
+        status = self._process.poll()
+        return EngineError(f"the engine ended with status {status}. The end of its log:\n{self._log_end()}")
 
     async def wait_until_ready(self, *, timeout_seconds: float) -> None:
         """Waits for the engine's health check.
@@ -81,11 +86,11 @@ class Engine:
         while self._process.poll() is None:  # noqa: ASYNC110 - a child's end sets no event
             await asyncio.sleep(POLL_SECONDS)
 
-    def stop(self) -> None:
+    def stop(self, *, grace_seconds: float = GRACE_SECONDS) -> None:
         """Ends the engine and every process it started: SIGTERM, and SIGKILL for what is left after a grace."""
         self._signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(GRACE_SECONDS)
+            self._process.wait(grace_seconds)
         deadline = time.monotonic() + GRACE_SECONDS
         while self._signal(signal.SIGKILL) and time.monotonic() < deadline:
             self._process.poll()
@@ -109,18 +114,17 @@ def start_engine(
     *,
     model: str,
     max_images: int,
-    port: int | None,
+    port: int,
     extra_arguments: Sequence[str],
     log_path: Path,
 ) -> Engine:
     """Starts vLLM for a checkpoint; it is not ready yet.
 
     Args:
-        port: on loopback; None takes a free one.
+        port: on loopback.
         extra_arguments: appended to vLLM's command line, so that they win over the ones chosen here.
         log_path: gets all that the engine prints.
     """
-    port = port or _free_port()
     on_cpu = _is_cpu_build()
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"),
@@ -199,7 +203,8 @@ def _cpu_environment() -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -54,6 +54,7 @@ class Health:
     def _change(self, finding: Finding) -> None:
         self._is_new = False
         self.is_up = finding.trouble is None
+        self.back_at = None
         self._on_change(self.is_up)
         fields = {"engine": self._name}
         if finding.trouble is None:

@@ -6,10 +6,12 @@ the engines' addresses, and whether an engine is up each gateway sees for itself
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from server.engines.affinity import rank
 from server.engines.connection import Answer
+from server.engines.health import Finding
 from server.engines.upstream import Upstream
 from server.errors import EngineUnavailableError
 from server.settings import Settings
@@ -85,6 +87,13 @@ class EnginePool:
         """The error for a request that no engine can take now, with the time at which one may."""
         back = min(engine.health.seconds_until_back() for engine in self._engines.values())
         return EngineUnavailableError(max(self._settings.retry_after_seconds, math.ceil(back)))
+
+    def expect_back(self, seconds: float) -> None:
+        """The gateway's own engine, its only one, has ended, and should be back in so many seconds."""
+        for engine in self._engines.values():
+            engine.health.note(Finding(trouble="it ended", is_certain=True))
+            engine.health.back_at = time.monotonic() + seconds
+        self._metrics.count_restart()
 
     async def _watch(self, engine: Upstream) -> None:
         while True:

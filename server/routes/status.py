@@ -17,7 +17,7 @@ def status_routes(gateway: Gateway) -> APIRouter:
 
     @router.get(READY)
     async def ready() -> dict[str, str]:
-        if not gateway.engines.is_ready:
+        if gateway.stopping.is_set() or not gateway.engines.is_ready:
             raise gateway.engines.unavailable()
         return {"status": "ready"}
 

@@ -18,6 +18,7 @@ class EngineMetrics:
         self._failovers = make.counter(
             "engine_failovers", "Requests that a second engine was asked for, because the first could not answer."
         )
+        self._restarts = make.counter("engine_restarts", "Times that the gateway started its own engine again.")
 
     def set_up(self, engine: str, is_up: bool) -> None:
         """Takes a health check's result."""
@@ -26,3 +27,7 @@ class EngineMetrics:
     def count_failover(self) -> None:
         """Counts a request that goes to a second engine."""
         self._failovers.inc()
+
+    def count_restart(self) -> None:
+        """Counts a restart of the gateway's own engine."""
+        self._restarts.inc()

@@ -276,26 +276,48 @@ def _wait_for_line(process: subprocess.Popen[str], pattern: str) -> str:
     raise AssertionError(f"laid-serve ended with {process.wait()}:\n{output}")
 
 
-@pytest.fixture(scope="session")
-def served(checkpoint_path: Path) -> Iterator[Served]:
-    """The one start of the real engine in this folder; its clean end is checked when the session ends."""
+@contextlib.contextmanager
+def _laid_serve(checkpoint_path: Path, **settings: str) -> Iterator[Served]:
+    """The command with the real engine; its clean end is checked."""
     started = time.monotonic()
     command = [sys.executable, "-m", "server.cli", str(checkpoint_path), "--port", str(_free_port())]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"} | settings
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        engine_pids = []
         try:
             output = _wait_for_line(process, "Ctrl-C ends it")
             url = re.search(r"Base URL: (\S+)/v1", output)
-            engine_pid = int(subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True))
-            arguments = Path(f"/proc/{engine_pid}/cmdline").read_text().split("\0")
+            engine_pids = _children(process.pid)
+            arguments = Path(f"/proc/{engine_pids[0]}/cmdline").read_text().split("\0")
             engine_url = f"http://127.0.0.1:{arguments[arguments.index('--port') + 1]}"
             assert url is not None
             yield Served(url[1], engine_url, process.pid, output, time.monotonic() - started)
         finally:
+            engine_pids += _children(process.pid)
             process.send_signal(signal.SIGINT)
             status = process.wait(120)
         assert status == 0
-        assert subprocess.run(["pgrep", "-g", str(engine_pid)], check=False).returncode == 1, "an orphan is left"
+        for pid in engine_pids:
+            assert subprocess.run(["pgrep", "-g", str(pid)], check=False).returncode == 1, "an orphan is left"
+
+
+def _children(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+@pytest.fixture(scope="session")
+def served(checkpoint_path: Path) -> Iterator[Served]:
+    """The one start of the real engine that tests share."""
+    with _laid_serve(checkpoint_path) as served:
+        yield served
+
+
+@pytest.fixture
+def served_to_be_killed(checkpoint_path: Path) -> Iterator[Served]:
+    """Another start, which takes its time, for a test that kills the engine."""
+    with _laid_serve(checkpoint_path, LAID_ENGINE_RESTART_SECONDS="0.1") as served:
+        yield served
 
 
 def _free_port() -> int:

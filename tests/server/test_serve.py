@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
 from server.cli import main
 from server.engines.engine import Engine, EngineError
@@ -51,6 +53,99 @@ async def test_serves_before_a_running_engine_until_told_to_stop(
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_port}") as client:
             assert (await client.get("/ready")).status_code == 200
         process.send_signal(number)
+
+        assert await asyncio.to_thread(process.wait, 120) == 0
+
+
+async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
+    deadline = time.monotonic() + 60
+    while not await condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def draining(
+    cued_engine: Any, checkpoint_path: Path, free_port: int, chat: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Any]:
+    """Sends SIGTERM to a gateway in mid-stream, and gives what is needed to see what becomes of it."""
+    go_on = asyncio.Event()
+
+    async def answer(_: Request) -> Response:
+        async def body() -> AsyncIterator[bytes]:
+            yield b'data: {"choices":[]}\n\n'
+            await go_on.wait()
+            yield b"data: [DONE]\n\n"
+
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    cued_engine.answer = answer
+    monkeypatch.setenv("LAID_DRAIN_SECONDS", "3600")
+    arguments = (str(checkpoint_path), "--upstream", cued_engine.url, "--port", str(free_port), "--model", "tiny")
+    with laid_serve(*arguments) as process:
+        await asyncio.to_thread(read_until, process, "Ctrl-C ends it")
+        async with (
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_port}", timeout=60) as client,
+            client.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as response,
+        ):
+            chunks = response.aiter_raw()
+            await anext(chunks)
+            process.send_signal(signal.SIGTERM)
+            yield process, client, chunks, go_on
+        go_on.set()
+
+
+async def until_closed(client: httpx.AsyncClient) -> None:
+    """The signal was heard: nobody listens any more."""
+
+    async def is_closed() -> bool:
+        try:
+            await client.get("/health")
+        except httpx.TransportError:
+            return True
+        return False
+
+    await _until(is_closed)
+
+
+async def test_sigterm_lets_streams_end_and_takes_no_new_ones(draining: Any) -> None:
+    process, client, chunks, go_on = draining
+    await until_closed(client)
+    assert process.poll() is None
+
+    go_on.set()
+
+    assert [chunk async for chunk in chunks][-1].endswith(b"data: [DONE]\n\n")
+    assert await asyncio.to_thread(process.wait, 120) == 0
+
+
+async def test_a_second_sigterm_ends_at_once(draining: Any) -> None:
+    process, client, chunks, _ = draining
+    await until_closed(client)
+
+    process.send_signal(signal.SIGTERM)
+
+    assert await asyncio.to_thread(process.wait, 120) == 0
+    with pytest.raises(httpx.TransportError):
+        assert [chunk async for chunk in chunks] == []
+
+
+async def test_ready_says_no_before_the_door_closes(
+    cued_engine: Any, checkpoint_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAID_DRAIN_NOTICE_SECONDS", "3600")
+    arguments = (str(checkpoint_path), "--upstream", cued_engine.url, "--port", str(free_port))
+    with laid_serve(*arguments) as process:
+        await asyncio.to_thread(read_until, process, "Ctrl-C ends it")
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_port}", timeout=60) as client:
+            process.send_signal(signal.SIGTERM)
+
+            async def is_leaving() -> bool:
+                return (await client.get("/ready")).status_code == 503
+
+            await _until(is_leaving)
+            assert (await client.get("/health")).status_code == 200
+        process.send_signal(signal.SIGTERM)
 
         assert await asyncio.to_thread(process.wait, 120) == 0
 
