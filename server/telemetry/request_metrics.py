@@ -13,6 +13,7 @@ KINDS = {
         Reason.BODY_TOO_LARGE,
         Reason.CONTEXT_LENGTH_EXCEEDED,
         Reason.EFFECTIVE_WINDOW_EXCEEDED,
+        Reason.FILE_QUOTA_EXCEEDED,
         Reason.MEDIA_BUDGET_EXCEEDED,
         Reason.TOO_MANY_IMAGES,
         Reason.TOO_MANY_TOKENS,
