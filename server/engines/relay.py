@@ -1,5 +1,6 @@
 """Carries an admitted request to the engine and its answer back, streamed or whole."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -98,7 +99,7 @@ class Relay:
         the whole answer is counted as having left, and the connection to the engine is free for the next request.
         """
         first, last = True, b""
-        try:
+        with contextlib.suppress(ConnectionFailedError):
             async for events in _whole_events(answer):
                 if first:
                     # The engine's first event comes with its first token.
@@ -113,10 +114,9 @@ class Relay:
                 passed = b"".join(self._pass(event) for event in events)
                 if passed:
                     await send({"type": "http.response.body", "body": passed, "more_body": True})
-        except ConnectionFailedError:
-            lost = GatewayError(502, Reason.ENGINE_FAILED, "The connection to the engine was lost.")
-            return last or self._error_event(lost)
-        return last
+        if last or self._record.error is not None:
+            return last
+        return self._error_event(GatewayError(502, Reason.ENGINE_FAILED, "The connection to the engine was lost."))
 
     def _pass(self, event: bytes) -> bytes:
         """An event as the client gets it; nearly all are the engine's own bytes."""

@@ -183,13 +183,15 @@ async def test_an_error_inside_a_stream_is_an_event(
     assert await metric(gateway, "laid_errors_total", reason=sent["code"]) == 1
 
 
-async def test_a_broken_connection_ends_the_stream_with_an_error(
-    cued_engine: Any, start_gateway: Start, chat: Make
+@pytest.mark.parametrize("is_clean", [False, True])
+async def test_a_stream_that_ends_too_early_ends_with_an_error(
+    cued_engine: Any, start_gateway: Start, chat: Make, is_clean: bool
 ) -> None:
     async def answer(_: Request) -> Response:
         async def body() -> AsyncIterator[bytes]:
             yield event(delta("a"))
-            raise RuntimeError("on cue")
+            if not is_clean:
+                raise RuntimeError("on cue")
 
         return StreamingResponse(body(), media_type="text/event-stream")
 
