@@ -76,7 +76,7 @@ async def test_a_stock_checkpoints_effective_window_is_unknown(start_gateway: St
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "not_found"),
+        ("GET", "/nothing", 404, "not_found"),
         ("GET", "/v1/nothing", 404, "not_found"),
         ("POST", "/tokenize", 404, "not_found"),
         ("POST", "/invocations", 404, "not_found"),
