@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     is longer than the last is one more class. Each class waits in a lane of its own."""
     max_prefill_tokens: int | None = Field(default=None, ge=1)
     """Prompt tokens that the engine may have before their first answer token, of all requests together; by default
-    twice the context length. Each lane owns room for one of its longest prompts, and all share the rest."""
+    twice the context length for each engine. Each lane owns room for one of its longest, and all share the rest."""
     max_queued: int = Field(default=64, ge=0)
     """Requests that wait in one lane; one more is refused."""
     max_queue_seconds: float = Field(default=60.0, gt=0)

@@ -23,7 +23,7 @@ def make_prefill_lanes(settings: Settings, metrics: Metrics, *, context_length: 
     largest = sorted({math.ceil(share * context_length) for share in settings.lane_shares} | {context_length})
     return _make_lanes(
         "max_prefill_tokens",
-        total=settings.max_prefill_tokens or 2 * context_length,
+        total=settings.max_prefill_tokens or 2 * context_length * len(settings.upstream),
         largest=largest,
         max_waiting=settings.max_queued,
         max_wait_seconds=settings.max_queue_seconds,

@@ -126,7 +126,7 @@ async def test_bodies_wait_for_memory_before_they_are_read(cued_engine: Any, sta
         return await gateway.post(CHAT, content=content, headers=headers)
 
     first = asyncio.create_task(post(large))
-    await entered.acquire()
+    await asyncio.wait_for(entered.acquire(), 60)
     second = asyncio.create_task(post(large))
 
     async def is_waiting() -> bool:
@@ -135,7 +135,7 @@ async def test_bodies_wait_for_memory_before_they_are_read(cued_engine: Any, sta
     await until(is_waiting)
     # A small body has room of its own.
     small = asyncio.create_task(post(json.dumps(chat())))
-    await entered.acquire()
+    await asyncio.wait_for(entered.acquire(), 60)
     assert await metric(gateway, "laid_body_bytes_in_flight") <= 1 * MIB + 16 * 1024
 
     cued_engine.answer = None

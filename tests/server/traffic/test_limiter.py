@@ -180,7 +180,7 @@ async def test_requests_at_the_same_time(cued_engine: Any, start_gateway: Start,
     gateway = await start_gateway(keys_file=key_file(concurrency=2))
     leaving, staying = [asyncio.create_task(gateway.post(CHAT, json=chat(), headers=ALICE)) for _ in range(2)]
     for _ in range(2):
-        await entered.acquire()
+        await asyncio.wait_for(entered.acquire(), 60)
     cued_engine.answer = None
 
     refused = await gateway.post(CHAT, json=chat(), headers=ALICE)
