@@ -28,7 +28,7 @@ from server.traffic.lanes import Room
 from server.traffic.limiter import Costs
 
 T = TypeVar("T")
-# Up to these sizes a step takes less than 3 ms, mostly far less, and the way to a thread and back costs more than it.
+# Up to these sizes a step costs less than the way to a thread and back, or little more.
 LOOP_PARSE_BYTES = 64 * 1024
 LOOP_CHECK_BYTES = 4 * 1024
 

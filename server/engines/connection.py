@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection to an engine, and the answer that arrives on it.
 
-uvicorn's own parser (httptools) on asyncio's transports: for each stream through the gateway aiohttp's client costs
-190 to 335 µs of CPU and this 60 to 150, and a body of many pieces goes out as the pieces it is.
+uvicorn's own parser (httptools) on asyncio's transports, because what a general client does for each request is most of
+what a short one costs here; and a body of many pieces goes out as the pieces it is.
 
 ConnectionFailedError    no answer, or not the whole of it
 ├── UnreachableError         no connection came about: the engine has seen nothing of the request
