@@ -18,6 +18,7 @@ from gateway_bench.fake_engine import MODEL
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "distill" / "miniature" / "checkpoints" / "base"
 START_SECONDS = 300
+_HELLO = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}).encode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +59,10 @@ def fake_engine() -> Iterator[Server]:
 
 @contextlib.contextmanager
 def gateway(upstream: Server, folder: Path, **settings: str) -> Iterator[Server]:
-    """One `laid-serve` process with a key, limits and every check on.
+    """One `laid-serve` process as it comes: every check of a request on, no keys, since it listens on loopback.
 
     Args:
-        folder: for its key file and log.
+        folder: for its log.
         settings: `LAID_*` variables.
     """
     port = free_port()
@@ -78,8 +79,10 @@ def served_engine(folder: Path) -> Iterator[tuple[Server, Server]]:
     """`laid-serve` as a user starts it: the real engine, and the gateway in front of it."""
     port, engine_port = free_port(), free_port()
     command = [sys.executable, "-m", "server.cli", str(CHECKPOINT), "--port", str(port), "--model", MODEL]
-    command += ["--engine-port", str(engine_port)]
-    with _running("gateway", command, port, log=folder / "laid-serve.log") as server:
+    # 100 large images take more tokens than the miniature was made for; what it answers does not matter here.
+    command += ["--engine-port", str(engine_port), "--engine-arg=--max-model-len=16384"]
+    environment = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+    with _running("gateway", command, port, environment=environment, log=folder / "laid-serve.log") as server:
         yield Server(name="direct", port=engine_port, pid=server.pid), server
 
 
@@ -98,9 +101,21 @@ def litellm(upstream: Server, python: Path, folder: Path) -> Iterator[Server]:
     config = folder / "litellm.json"
     config.write_text(json.dumps({"model_list": [entry], "litellm_settings": {"num_retries": 0}}))
     command = [str(python.with_name("litellm")), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
-    environment = {"LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    environment = {
+        "LITELLM_MODE": "PRODUCTION",
+        "LITELLM_LOG": "ERROR",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        # It asks for keys otherwise; without a database it could know only the master key.
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+    }
     with _running(
-        "LiteLLM", command, port, environment=environment, log=folder / "litellm.log", path="/health/liveliness"
+        "LiteLLM",
+        command,
+        port,
+        environment=environment,
+        log=folder / "litellm.log",
+        path="/health/liveliness",
+        waits_for_answer=True,
     ) as server:
         yield server
 
@@ -113,7 +128,7 @@ def vllm_router(upstream: Server, python: Path, folder: Path) -> Iterator[Server
         *(str(python.with_name("vllm-router")), "--host", "127.0.0.1", "--port", str(port)),
         *("--worker-urls", f"http://127.0.0.1:{upstream.port}", "--prometheus-port", str(free_port())),
     ]
-    with _running("vllm-router", command, port, log=folder / "vllm-router.log") as server:
+    with _running("vllm-router", command, port, log=folder / "vllm-router.log", waits_for_answer=True) as server:
         yield server
 
 
@@ -125,7 +140,7 @@ def sglang_router(upstream: Server, python: Path, folder: Path) -> Iterator[Serv
         *(str(python.with_name("sglang-router")), "launch", "--host", "127.0.0.1", "--port", str(port)),
         *("--worker-urls", f"http://127.0.0.1:{upstream.port}", "--prometheus-port", str(free_port())),
     ]
-    with _running("sglang-router", command, port, log=folder / "sglang-router.log") as server:
+    with _running("sglang-router", command, port, log=folder / "sglang-router.log", waits_for_answer=True) as server:
         yield server
 
 
@@ -145,6 +160,7 @@ def _running(
     cwd: Path = ROOT,
     log: Path | None = None,
     path: str = "/health",
+    waits_for_answer: bool = False,
 ) -> Iterator[Server]:
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(log.open("wb")) if log is not None else subprocess.DEVNULL
@@ -153,6 +169,8 @@ def _running(
         )
         try:
             _wait(process, f"http://127.0.0.1:{port}{path}", log)
+            if waits_for_answer:
+                _wait(process, f"http://127.0.0.1:{port}/v1/chat/completions", log, body=_HELLO)
             yield Server(name=name, port=port, pid=process.pid)
         finally:
             process.terminate()
@@ -162,13 +180,14 @@ def _running(
                 process.kill()
 
 
-def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path | None) -> None:
+def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path | None, body: bytes | None = None) -> None:
+    request = urllib.request.Request(url, body, {"content-type": "application/json"})  # noqa: S310 - on loopback
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
         try:
-            with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - on loopback
+            with urllib.request.urlopen(request, timeout=5):  # noqa: S310 - on loopback
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)

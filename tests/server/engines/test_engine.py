@@ -243,7 +243,7 @@ def test_metrics_agree_with_the_engine(http: httpx.Client, chat: Make, image_par
     assert grown('laid_prompt_tokens_sum{model="tiny"}') == prompts
     assert grown('laid_image_tokens_sum{model="tiny"}') == 6 * 16
     assert grown('laid_request_images_count{model="tiny"}') == 2
-    assert grown('laid_time_to_first_token_seconds_count{model="tiny"}') == 1
+    assert grown('laid_time_to_first_token_seconds_count{context_class="<8k",model="tiny"}') == 1
     assert grown('laid_count_difference_tokens_count{model="tiny"}') == 2
     # Over everything this engine was asked in this session.
     assert after['laid_count_difference_tokens_sum{model="tiny"}'] == 0
