@@ -1,7 +1,8 @@
 """What the gateway costs: added to an engine that answers at once, beside its peers; and on the real engine.
 
-One gateway process as it comes, without keys. Each round asks the engine directly, through the gateway and through each peer in
-turn, so that what slows the machine for a while slows all. "Added" at p50 and p99 is the difference of the quantiles.
+One gateway process as it comes, without keys. Each round asks the engine directly, through the gateway and through
+each peer in turn, so that what slows the machine for a while slows all. "Added" at p50 and p99 is the difference of the
+quantiles.
 """
 
 import contextlib
