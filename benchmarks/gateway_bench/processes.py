@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,34 +121,32 @@ def litellm(upstream: Server, python: Path, folder: Path) -> Iterator[Server]:
         yield server
 
 
-@contextlib.contextmanager
-def vllm_router(upstream: Server, python: Path, folder: Path) -> Iterator[Server]:
+def vllm_router(upstream: Server, python: Path, folder: Path) -> AbstractContextManager[Server]:
     """vLLM's own router."""
-    port = free_port()
-    command = [
-        *(str(python.with_name("vllm-router")), "--host", "127.0.0.1", "--port", str(port)),
-        *("--worker-urls", f"http://127.0.0.1:{upstream.port}", "--prometheus-port", str(free_port())),
-    ]
-    with _running("vllm-router", command, port, log=folder / "vllm-router.log", waits_for_answer=True) as server:
-        yield server
+    return _router("vllm-router", upstream, python, folder)
 
 
-@contextlib.contextmanager
-def sglang_router(upstream: Server, python: Path, folder: Path) -> Iterator[Server]:
+def sglang_router(upstream: Server, python: Path, folder: Path) -> AbstractContextManager[Server]:
     """SGLang's router."""
-    port = free_port()
-    command = [
-        *(str(python.with_name("sglang-router")), "launch", "--host", "127.0.0.1", "--port", str(port)),
-        *("--worker-urls", f"http://127.0.0.1:{upstream.port}", "--prometheus-port", str(free_port())),
-    ]
-    with _running("sglang-router", command, port, log=folder / "sglang-router.log", waits_for_answer=True) as server:
-        yield server
+    return _router("sglang-router", upstream, python, folder, "launch")
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _router(name: str, upstream: Server, python: Path, folder: Path, *verb: str) -> Iterator[Server]:
+    """A program of this name beside its Python; both routers take the same options."""
+    port = free_port()
+    command = [
+        *(str(python.with_name(name)), *verb, "--host", "127.0.0.1", "--port", str(port)),
+        *("--worker-urls", f"http://127.0.0.1:{upstream.port}", "--prometheus-port", str(free_port())),
+    ]
+    with _running(name, command, port, log=folder / f"{name}.log", waits_for_answer=True) as server:
+        yield server
 
 
 @contextlib.contextmanager

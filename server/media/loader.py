@@ -11,7 +11,7 @@ from server.telemetry.source_metrics import SourceMetrics
 
 
 class SourceLoader:
-    """The `Loader` of images on the network and in the folder of uploaded files."""
+    """Loads images from the network and from the folder of uploaded files."""
 
     def __init__(self, fetcher: Fetcher, files: FileStore | None, threads: Executor, metrics: SourceMetrics) -> None:
         self._fetcher = fetcher
@@ -26,7 +26,13 @@ class SourceLoader:
     async def load(
         self, sources: Sequence[RemoteUrl | UploadedFile], tenant: str, *, max_total_bytes: int
     ) -> list[Content | ImageError]:
-        """See `Loader.load`; files come as paths, whose content never changes."""
+        """One content, or the reason why there is none, for each source and in the same order.
+
+        Args:
+            sources: all that one request names; files come as paths, whose content never changes.
+            tenant: whose uploaded files may be used.
+            max_total_bytes: what may be fetched for this request, beside the limit on each image.
+        """
         urls = {source.url for source in sources if isinstance(source, RemoteUrl)}
         ids = {source.file_id for source in sources if isinstance(source, UploadedFile)}
         fetched = await self._fetch(sorted(urls), max_total_bytes) if urls else {}

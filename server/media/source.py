@@ -6,10 +6,8 @@ Source              what a request says about one image
 └── UploadedFile        on this server, uploaded before
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -56,21 +54,6 @@ class PlacedSource:
     """`messages[0].content[17].image_url`"""
     source: Source | ImageError
     """The error, where what the request says is no source at all: it is reported together with all others."""
-
-
-class Loader(Protocol):
-    """Brings images to this machine."""
-
-    async def load(
-        self, sources: Sequence[RemoteUrl | UploadedFile], tenant: str, *, max_total_bytes: int
-    ) -> Sequence[Content | ImageError]:
-        """One content, or the reason why there is none, for each source and in the same order.
-
-        Args:
-            sources: all that one request names.
-            tenant: whose uploaded files may be used.
-            max_total_bytes: what may be fetched for this request, beside the limit on each image.
-        """
 
 
 def read_source(url: msgspec.Raw) -> Source:
