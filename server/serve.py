@@ -1,6 +1,7 @@
 """Runs the gateway, and the engine behind it, in the foreground until it is told to stop."""
 
 import asyncio
+import gc
 import signal
 import socket
 import tempfile
@@ -116,6 +117,7 @@ async def _serve_gateway(settings: Settings, run: _Run, supervisor: Supervisor |
         settings = settings.model_copy(update={"files_folder": run.folder / "files"})
     app = create_app(settings)
     gateway: Gateway = app.state.gateway
+    _spare_garbage_collector()
     server = _make_server(app, settings)
     serving = asyncio.create_task(server.serve(sockets=[run.listener]))
     stop = asyncio.create_task(run.stop.wait())
@@ -138,6 +140,17 @@ async def _serve_gateway(settings: Settings, run: _Run, supervisor: Supervisor |
             task.result()
         task.cancel()
     return 0
+
+
+def _spare_garbage_collector() -> None:
+    """Leaves what was made at start out of every later search for garbage, and searches less often.
+
+    A request's objects go when their last reference does. Searching at every 700 of them, Python's default, finds
+    nothing and takes a twentieth of the time of a short request.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 async def _end_of(task: asyncio.Task[None]) -> None:
@@ -170,6 +183,8 @@ def _make_server(app: FastAPI, settings: Settings) -> "_Server":
             log_config=None,
             access_log=False,
             server_header=False,
+            # Nothing here depends on the client's address, which a header could only forge.
+            proxy_headers=False,
         )
     )
 

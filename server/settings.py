@@ -1,6 +1,7 @@
 """The gateway's settings: every limit is on by default."""
 
 import difflib
+import functools
 import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
@@ -208,6 +209,7 @@ class Settings(BaseSettings):
         return self
 
 
+@functools.lru_cache(maxsize=64)  # asked at every request, of the same few
 def is_loopback(host: str) -> bool:
     """Whether an address that a server listens on is reached from this machine alone."""
     try:

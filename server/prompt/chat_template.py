@@ -33,6 +33,8 @@ class ChatTemplate:
         try:
             tree = environment.parse(source)
             self._template = environment.from_string(source)
+            # Merged once: jinja2 would look every global up again, through two layers, for every prompt.
+            self._globals = dict(self._template.globals)
         except jinja2.TemplateError as error:
             raise CheckpointError(f"chat template: not valid Jinja: {error}") from error
         if not _loops_over_content(tree):
@@ -53,14 +55,19 @@ class ChatTemplate:
             TemplateRefusalError: the template does not accept this conversation.
         """
         try:
-            return self._template.render(
-                **self._special_tokens,
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=True,
-                **variables,
+            context = self._template.new_context(
+                {
+                    **self._globals,
+                    **self._special_tokens,
+                    "messages": messages,
+                    "tools": tools,
+                    "documents": None,
+                    "add_generation_prompt": True,
+                    **variables,
+                },
+                shared=True,
             )
+            return "".join(self._template.root_render_func(context))
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise TemplateRefusalError(str(error)) from error
 

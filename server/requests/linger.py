@@ -1,9 +1,10 @@
 """Lets a client read an answer that came before it had sent all of its body."""
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # The rest of a smaller body is read and dropped by the server itself, and the connection stays.
@@ -24,7 +25,7 @@ class Linger:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
-        if scope["type"] != "http" or not _may_be_large(Headers(scope=scope)):
+        if scope["type"] != "http" or not _may_be_large(scope["headers"]):
             await self._app(scope, receive, send)
             return
         has_ended = False
@@ -54,6 +55,8 @@ class Linger:
         await self._app(scope, receive_noting, send_lingering)
 
 
-def _may_be_large(headers: Headers) -> bool:
-    length = headers.get("content-length")
-    return "transfer-encoding" in headers if length is None else int(length) > SMALL_BODY_BYTES
+def _may_be_large(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    for name, value in headers:
+        if name == b"transfer-encoding" or (name == b"content-length" and int(value) > SMALL_BODY_BYTES):
+            return True
+    return False

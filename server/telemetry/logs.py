@@ -1,10 +1,11 @@
 """Logs as one JSON object a line; what is logged are numbers and names, never prompts or images."""
 
-import json
 import logging
 import sys
 from contextvars import ContextVar
 from typing import Any
+
+import msgspec
 
 LOGGER = logging.getLogger("laid.server")
 REQUEST_ID: ContextVar[str] = ContextVar("request_id")
@@ -31,7 +32,7 @@ class JsonFormatter(logging.Formatter):
             entry["exception"] = kind.__name__ if kind else None
             if traceback is not None:
                 entry["at"] = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
-        return json.dumps(entry)
+        return msgspec.json.encode(entry).decode()
 
 
 def configure_logs(level: str = "INFO") -> None:

@@ -2,8 +2,9 @@
 
 import time
 import uuid
+from collections.abc import Iterator
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import Reason
@@ -38,11 +39,7 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
-                headers.update(record.headers)
-                if record.phases.intervals:
-                    headers["server-timing"] = record.phases.server_timing()
+                message = {**message, "headers": [*message.get("headers", ()), *_headers(record)]}
             await send(message)
 
         try:
@@ -68,3 +65,12 @@ class Observe:
                 "seconds": round(time.perf_counter() - started, 4),
             }
             LOGGER.info("response", extra={"fields": fields})
+
+
+def _headers(record: Record) -> Iterator[tuple[bytes, bytes]]:
+    """What every answer carries, and no route sets."""
+    yield b"x-request-id", record.request_id.encode()
+    for name, value in record.headers.items():
+        yield name.encode(), value.encode()
+    if record.phases.intervals:
+        yield b"server-timing", record.phases.server_timing().encode()
