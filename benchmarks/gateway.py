@@ -1,8 +1,8 @@
 """What the gateway costs: added to an engine that answers at once, beside its peers; and on the real engine.
 
-One gateway process as it comes, without keys. Each round asks the engine directly, through the gateway and through
-each peer in turn, so that what slows the machine for a while slows all. "Added" at p50 and p99 is the difference of the
-quantiles.
+One gateway process with every check on: a key with all limits, counted in the process or, in a second gateway, in
+Redis. Each round asks the engine directly, through the gateways and through each peer in turn, so that what slows the
+machine for a while slows all. "Added" at p50 and p99 is the difference of the quantiles.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from gateway_bench.processes import ROOT, Server
 
 MIB = 1024 * 1024
 GATEWAY = "gateway"
+GATEWAY_REDIS = "gateway, limits in Redis"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,13 @@ def main() -> None:
         path = Path(folder)
         engine = stack.enter_context(processes.fake_engine())
         servers = [engine, stack.enter_context(processes.gateway(engine, path))]
+        storage = stack.enter_context(processes.redis())
+        (path / "redis").mkdir()
+        servers.append(
+            stack.enter_context(
+                processes.gateway(engine, path / "redis", name=GATEWAY_REDIS, LAID_LIMITS_STORAGE=storage)
+            )
+        )
         versions = {}
         for name, python, start in install_peers() if size.has_peers else ():
             servers.append(stack.enter_context(start(engine, python, path)))
@@ -99,7 +107,7 @@ def alternate(servers: Sequence[Server], body: bytes, rounds: int) -> dict[str, 
     """Seconds of each answer by server; the first round is not counted."""
     seconds: dict[str, list[float]] = {server.name: [] for server in servers}
     with contextlib.ExitStack() as stack:
-        connections = {server.name: stack.enter_context(Connection(server.port)) for server in servers}
+        connections = {server.name: stack.enter_context(connect(server)) for server in servers}
         tell_prompt_tokens(connections["direct"], connections[GATEWAY].post(body))
         for number in range(rounds + 1):
             for name, connection in connections.items():
@@ -119,13 +127,14 @@ def stream_rows(servers: Sequence[Server], size: Size, folder: Path) -> list[Row
     """Streams answered in a second, from 1, 32 and 256 connections."""
     body = folder / "stream.json"
     body.write_bytes(make_body([], model=MODEL, stream=True))
-    with Connection(servers[0].port) as engine, Connection(servers[1].port) as through:
+    with connect(servers[0]) as engine, connect(servers[1]) as through:
         tell_prompt_tokens(engine, through.post(body.read_bytes()))
     rows = []
     for connections, target in ((1, 1300.0), (32, 2700.0), (256, 2500.0)):
         for server in servers:
             command = [sys.executable, "-m", "gateway_bench.load", str(server.port), str(connections)]
             command += [str(size.load_seconds), str(body)]
+            command += [f"{name}: {value}" for name, value in server.headers.items()]
             rate = float(subprocess.check_output(command, cwd=ROOT / "benchmarks", text=True))
             wanted = target if server.name == GATEWAY else None
             met = None if wanted is None else rate >= wanted
@@ -139,7 +148,7 @@ def health_rows(servers: Sequence[Server], images: Sequence[bytes], size: Size) 
     body = make_body(list(images), model=MODEL)
     rows = []
     for server in servers[1:]:
-        with posting(server, body), Connection(server.port) as connection:
+        with posting(server, body), connect(server) as connection:
             path = "/health/liveliness" if server.name == "LiteLLM" else "/health"
             seconds = []
             for _ in range(3 * size.image_rounds):
@@ -157,7 +166,7 @@ def posting(server: Server, body: bytes) -> Iterator[None]:
     stop = threading.Event()
 
     def post() -> None:
-        with Connection(server.port) as connection:
+        with connect(server) as connection:
             while not stop.is_set():
                 checked(connection.post(body))
 
@@ -173,7 +182,7 @@ def posting(server: Server, body: bytes) -> Iterator[None]:
 def cancel_rows(engine: Server, gateway: Server, repeats: int = 20) -> list[Row]:
     """From a client's leaving to its request's end in the engine."""
     rows = []
-    with Connection(engine.port) as control:
+    with connect(engine) as control:
 
         def tell(**wanted: bool) -> dict[str, list[float]]:
             return dict(checked(control.post(json.dumps(wanted).encode(), "/control")).json())
@@ -183,7 +192,7 @@ def cancel_rows(engine: Server, gateway: Server, repeats: int = 20) -> list[Row]
             tell(hold=True)
             delays = []
             for _ in range(repeats):
-                client = Connection(gateway.port)
+                client = connect(gateway)
                 client.socket.sendall(client.head("POST", CHAT, f"content-length: {len(body)}") + body)
                 while not tell()["waiting"]:
                     time.sleep(0.001)
@@ -201,7 +210,7 @@ def cancel_rows(engine: Server, gateway: Server, repeats: int = 20) -> list[Row]
 def memory_rows(engine: Server, images: Sequence[bytes], size: Size, folder: Path) -> list[Row]:
     """The peak of one large body in a fresh gateway, and of many at once."""
     body = make_body(list(images), model=MODEL)
-    with processes.gateway(engine, folder) as gateway, Connection(gateway.port) as connection:
+    with processes.gateway(engine, folder) as gateway, connect(gateway) as connection:
         checked(connection.post(make_body([], model=MODEL)))
         idle = gateway.resident_bytes()
         gateway.forget_peak()
@@ -226,7 +235,7 @@ def together(server: Server, body: bytes, count: int) -> list[int]:
 
     def post(_: int) -> int:
         try:
-            with Connection(server.port) as connection:
+            with connect(server) as connection:
                 return connection.post(body).status
         except OSError:
             return 0
@@ -255,7 +264,7 @@ def refusal_rows(engine: Server, folder: Path, repeats: int = 10) -> list[Row]:
 
 
 def announced(server: Server, num_bytes: int) -> Answer:
-    with Connection(server.port) as connection:
+    with connect(server) as connection:
         started = time.perf_counter()
         connection.socket.sendall(connection.head("POST", CHAT, f"content-length: {num_bytes}"))
         return connection.read(started)
@@ -263,7 +272,7 @@ def announced(server: Server, num_bytes: int) -> Answer:
 
 def chunked(server: Server, limit: int) -> Answer:
     """All that is allowed, then, once it has been read, one byte more."""
-    with Connection(server.port) as connection:
+    with connect(server) as connection:
         connection.socket.sendall(connection.head("POST", CHAT, "transfer-encoding: chunked"))
         connection.socket.sendall(b"%x\r\n%s\r\n" % (limit, b" " * limit))
         time.sleep(0.5)
@@ -277,7 +286,7 @@ def engine_rows(images: Sequence[bytes], size: Size) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder, processes.served_engine(Path(folder)) as (engine, gateway):
         parts = [image_part(image) for image in images]
         by_id = [file_part(file_id) for file_id in upload(gateway, images)]
-        with Connection(engine.port) as direct, Connection(gateway.port) as through:
+        with connect(engine) as direct, connect(gateway) as through:
             asks: dict[str, Callable[[str], Answer]] = {
                 "direct": lambda text: direct.post(make_turns(parts, model=MODEL, text=text)),
                 "bytes sent again": lambda text: through.post(make_turns(parts, model=MODEL, text=text)),
@@ -299,7 +308,8 @@ def engine_rows(images: Sequence[bytes], size: Size) -> list[Row]:
 
 def upload(server: Server, images: Sequence[bytes]) -> list[str]:
     """The ids under which the gateway keeps the images."""
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=600, trust_env=False) as client:
+    base_url = f"http://127.0.0.1:{server.port}"
+    with httpx.Client(base_url=base_url, headers=server.headers, timeout=600, trust_env=False) as client:
         return [
             client.post("/v1/files", files={"file": (f"{i}.jpg", image, "image/jpeg")}, data={"purpose": "vision"})
             .raise_for_status()
@@ -317,13 +327,18 @@ def at_most(name: str, value: float, unit: str, target: float | None) -> Row:
     return Row(name=name, value=value, unit=unit, target=target, met=None if target is None else value <= target)
 
 
+def connect(server: Server) -> Connection:
+    """A connection that sends what the server's clients must."""
+    return Connection(server.port, server.headers)
+
+
 def checked(answer: Answer) -> Answer:
     assert answer.status == 200, (answer.status, answer.body[:500])
     return answer
 
 
 def _post(server: Server, body: bytes) -> Answer:
-    with Connection(server.port) as connection:
+    with connect(server) as connection:
         return connection.post(body)
 
 

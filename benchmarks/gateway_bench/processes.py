@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway_bench.fake_engine import MODEL
+from server.traffic.keys import hash_key, new_key
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "distill" / "miniature" / "checkpoints" / "base"
@@ -59,11 +61,12 @@ def fake_engine() -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def gateway(upstream: Server, folder: Path, **settings: str) -> Iterator[Server]:
-    """One `laid-serve` process as it comes: every check of a request on, no keys, since it listens on loopback.
+def gateway(upstream: Server, folder: Path, *, name: str = "gateway", **settings: str) -> Iterator[Server]:
+    """One `laid-serve` process with every check of a request on: a key, and all limits that a key can have.
 
     Args:
-        folder: for its log.
+        folder: for its log and its keys.
+        name: in the table.
         settings: `LAID_*` variables.
     """
     port = free_port()
@@ -71,8 +74,40 @@ def gateway(upstream: Server, folder: Path, **settings: str) -> Iterator[Server]
         *(sys.executable, "-m", "server.cli", str(CHECKPOINT)),
         *("--upstream", f"http://127.0.0.1:{upstream.port}", "--port", str(port)),
     ]
-    with _running("gateway", command, port, environment=settings, log=folder / "gateway.log") as server:
+    headers, environment = _key(folder)
+    with _running(
+        name, command, port, environment=environment | settings, headers=headers, log=folder / f"{name}.log"
+    ) as server:
         yield server
+
+
+@contextlib.contextmanager
+def redis() -> Iterator[str]:
+    """The URL of a Redis that keeps nothing on disk."""
+    program = shutil.which("redis-server")
+    if program is None:
+        raise RuntimeError("redis-server is not installed; on Debian: apt-get install redis-server")
+    port = free_port()
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.terminate()
+
+
+def _key(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The header that a client of the gateway sends, and the variables that tell the gateway of it.
+
+    The limits are checked and counted at every request, and none is ever reached.
+    """
+    key, path = new_key(), folder / "keys.toml"
+    limits = "".join(
+        f"{name} = 1_000_000_000\n"
+        for name in ("requests_per_minute", "tokens_per_minute", "images_per_minute", "concurrency")
+    )
+    path.write_text(f'[keys.bench]\nsha256 = "{hash_key(key)}"\n{limits}')
+    return {"authorization": f"Bearer {key}"}, {"LAID_KEYS_FILE": str(path)}
 
 
 @contextlib.contextmanager
@@ -82,8 +117,11 @@ def served_engine(folder: Path) -> Iterator[tuple[Server, Server]]:
     command = [sys.executable, "-m", "server.cli", str(CHECKPOINT), "--port", str(port), "--model", MODEL]
     # 100 large images take more tokens than the miniature was made for; what it answers does not matter here.
     command += ["--engine-port", str(engine_port), "--engine-arg=--max-model-len=16384"]
-    environment = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
-    with _running("gateway", command, port, environment=environment, log=folder / "laid-serve.log") as server:
+    headers, environment = _key(folder)
+    environment["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
+    with _running(
+        "gateway", command, port, environment=environment, headers=headers, log=folder / "laid-serve.log"
+    ) as server:
         yield Server(name="direct", port=engine_port, pid=server.pid), server
 
 
@@ -156,6 +194,7 @@ def _running(
     port: int,
     *,
     environment: dict[str, str] | None = None,
+    headers: dict[str, str] | None = None,
     cwd: Path = ROOT,
     log: Path | None = None,
     path: str = "/health",
@@ -170,7 +209,7 @@ def _running(
             _wait(process, f"http://127.0.0.1:{port}{path}", log)
             if waits_for_answer:
                 _wait(process, f"http://127.0.0.1:{port}/v1/chat/completions", log, body=_HELLO)
-            yield Server(name=name, port=port, pid=process.pid)
+            yield Server(name=name, port=port, pid=process.pid, headers=headers or {})
         finally:
             process.terminate()
             try:
