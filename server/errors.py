@@ -4,7 +4,8 @@ GatewayError            carries status, reason, message and the part of the requ
 ├── BadRequestError          400, a retry cannot help
 ├── UnknownKeyError          401, without a word of the key
 ├── RateLimitError           429, with Retry-After where waiting helps
-└── EngineUnavailableError   503, with Retry-After
+├── EngineUnavailableError   503, with Retry-After
+└── StoppingError            503, with Retry-After
 """
 
 import math
@@ -43,6 +44,7 @@ class Reason(StrEnum):
     ENGINE_REFUSED = "engine_refused"
     ENGINE_UNAVAILABLE = "engine_unavailable"
     ENGINE_FAILED = "engine_failed"
+    STOPPING = "server_stopping"
     INTERNAL = "internal_error"
 
 
@@ -120,4 +122,16 @@ class EngineUnavailableError(GatewayError):
             Reason.ENGINE_UNAVAILABLE,
             "The engine is not answering; try again later.",
             retry_after_seconds=retry_after_seconds,
+        )
+
+
+class StoppingError(GatewayError):
+    """503: this server is being stopped and waits no longer for what it has begun; another may take it at once."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503,
+            Reason.STOPPING,
+            "The server was stopped before the answer was whole; send the request again.",
+            retry_after_seconds=1,
         )

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from server.engines.relay import Relay
-from server.errors import GatewayError
+from server.errors import GatewayError, StoppingError
 from server.gateway import Gateway
 from server.media.source import Content, ImageError, PlacedSource, RemoteUrl, UploadedFile
 from server.prompt.prompt_counter import PromptCount
@@ -64,6 +64,11 @@ class Exchange(Response):
         try:
             with self._memory, metrics.in_flight.track_inprogress(), self._gateway.slots.hold(self._caller):
                 await run_until_disconnect(receive, self._serve(send_noting, record, self._policy(scope)))
+        except asyncio.CancelledError:
+            # Not the client's leaving, which is an error of its own: the server stops.
+            if has_begun:
+                raise
+            raise StoppingError from None
         except GatewayError as error:
             if not has_begun:
                 raise

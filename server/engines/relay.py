@@ -1,5 +1,6 @@
 """Carries an admitted request to the engine and its answer back, streamed or whole."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,7 +12,7 @@ from server.engines.connection import Answer, ConnectionFailedError
 from server.engines.pool import EnginePool
 from server.engines.upstream import Upstream, engine_failure, read_json
 from server.engines.usage import complete_usage
-from server.errors import GatewayError, Reason
+from server.errors import GatewayError, Reason, StoppingError
 from server.requests.admission import Admitted
 from server.settings import Settings
 from server.telemetry.logs import LOGGER
@@ -87,7 +88,12 @@ class Relay:
             form = self._admitted.form
             if form is not None:
                 await send({"type": "http.response.body", "body": form.opening(), "more_body": True})
-            last = await self._pump(answer, send)
+            try:
+                last = await self._pump(answer, send)
+            except asyncio.CancelledError:
+                # Of a client that has left, nothing arrives; one that is there learns that the server stops.
+                await send({"type": "http.response.body", "body": self._error_event(StoppingError())})
+                raise
             if form is not None and last == DONE:
                 last = form.closing()
         await send({"type": "http.response.body", "body": last})

@@ -20,7 +20,13 @@ KINDS = {
     },
     "client": {Reason.BODY_TIMEOUT, Reason.CLIENT_LEFT},
     "overload": {Reason.MEMORY_FULL, Reason.QUEUE_FULL, Reason.RATE_LIMIT_EXCEEDED},
-    "server": {Reason.ENGINE_FAILED, Reason.ENGINE_UNAVAILABLE, Reason.INTERNAL, Reason.LIMITS_UNAVAILABLE},
+    "server": {
+        Reason.ENGINE_FAILED,
+        Reason.ENGINE_UNAVAILABLE,
+        Reason.INTERNAL,
+        Reason.LIMITS_UNAVAILABLE,
+        Reason.STOPPING,
+    },
 }
 
 

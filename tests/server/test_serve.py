@@ -1,6 +1,7 @@
 """The command as a user runs it, before an engine that already runs; `test_engine.py` starts a real one."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -119,15 +120,52 @@ async def test_sigterm_lets_streams_end_and_takes_no_new_ones(draining: Any) -> 
     assert await asyncio.to_thread(process.wait, 120) == 0
 
 
-async def test_a_second_sigterm_ends_at_once(draining: Any) -> None:
+async def test_a_second_sigterm_ends_at_once_and_says_so_in_the_stream(draining: Any) -> None:
     process, client, chunks, _ = draining
     await until_closed(client)
 
     process.send_signal(signal.SIGTERM)
 
+    event = b"".join([chunk async for chunk in chunks])
+    assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "server_stopping"
     assert await asyncio.to_thread(process.wait, 120) == 0
-    with pytest.raises(httpx.TransportError):
-        assert [chunk async for chunk in chunks] == []
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_what_outlasts_the_drain_is_told_so(
+    cued_engine: Any,
+    checkpoint_path: Path,
+    free_port: int,
+    chat: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    stream: bool,
+) -> None:
+    has_begun = asyncio.Event()
+
+    async def answer(_: Request) -> Response:
+        async def body() -> AsyncIterator[bytes]:
+            yield b'data: {"choices":[]}\n\n'
+            has_begun.set()
+            await asyncio.Event().wait()
+
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    cued_engine.answer = answer
+    monkeypatch.setenv("LAID_DRAIN_SECONDS", "1")
+    arguments = (str(checkpoint_path), "--upstream", cued_engine.url, "--port", str(free_port), "--model", "tiny")
+    with laid_serve(*arguments) as process:
+        await asyncio.to_thread(read_until, process, "Ctrl-C ends it")
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_port}", timeout=60) as client:
+            asking = asyncio.create_task(client.post("/v1/chat/completions", json=chat(stream=stream)))
+            await has_begun.wait()
+            process.send_signal(signal.SIGTERM)
+            response = await asking
+
+        assert response.status_code == (200 if stream else 503)
+        error = json.loads(response.text.rpartition("data: ")[2])["error"]
+        assert error["code"] == "server_stopping"
+        assert response.headers.get("x-should-retry") == (None if stream else "true")
+        assert await asyncio.to_thread(process.wait, 120) == 0
 
 
 async def test_ready_says_no_before_the_door_closes(
