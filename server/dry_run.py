@@ -25,8 +25,9 @@ class DryRun(Exchange):
         record: Record = scope["state"]["record"]
         policy = self._policy(scope)
         try:
-            with self._memory, self._gateway.slots.hold(self._caller):
-                measured = await run_until_disconnect(receive, self._measure(record, policy))
+            with self._memory:
+                async with self._gateway.slots.hold(self._caller):
+                    measured = await run_until_disconnect(receive, self._measure(record, policy))
         finally:
             record.phases.end()
         name = "response" if measured.name == "input" else "chat.completion"

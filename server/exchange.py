@@ -62,8 +62,9 @@ class Exchange(Response):
             await send(message)
 
         try:
-            with self._memory, metrics.in_flight.track_inprogress(), self._gateway.slots.hold(self._caller):
-                await run_until_disconnect(receive, self._serve(send_noting, record, self._policy(scope)))
+            with self._memory, metrics.in_flight.track_inprogress():
+                async with self._gateway.slots.hold(self._caller):
+                    await run_until_disconnect(receive, self._serve(send_noting, record, self._policy(scope)))
         except asyncio.CancelledError:
             # Not the client's leaving, which is an error of its own: the server stops.
             if has_begun:

@@ -26,8 +26,10 @@ from server.telemetry.worker_files import worker_files
 from server.traffic.bounds import make_body_lanes, make_fetch_lanes, make_prefill_lanes
 from server.traffic.door import Door
 from server.traffic.lanes import Lanes
+from server.traffic.leases import Leases
 from server.traffic.limiter import Limiter
 from server.traffic.slots import Slots
+from server.traffic.storage import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class Gateway:
     admission: Admission
     door: Door
     limiter: Limiter
+    storage: Storage
+    """Where limiter and slots count."""
     slots: Slots
     prefill: Lanes
     """Prompt tokens that the engine has before their first answer token."""
@@ -64,7 +68,7 @@ class Gateway:
     async def aclose(self) -> None:
         """Closes connections and threads."""
         await self.engines.aclose()
-        await self.limiter.aclose()
+        await self.storage.aclose()
         await self.loader.aclose()
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
@@ -97,7 +101,8 @@ def make_gateway(settings: Settings) -> Gateway:
     secret = settings.image_secret
     identity = Identity(None if secret is None else secret.get_secret_value())
     images = ImageChecker(settings, counter, identity)
-    limiter = Limiter(settings, metrics)
+    storage = Storage(settings, metrics)
+    limiter = Limiter(storage, metrics)
     limits = LengthLimits(context_length=context_length, max_prompt_tokens=settings.max_prompt_tokens)
     windows = Windows(limits, window, checkpoint.image_rule)
     threads = ThreadPoolExecutor(settings.admission_threads, thread_name_prefix="admission")
@@ -117,7 +122,8 @@ def make_gateway(settings: Settings) -> Gateway:
         admission=Admission(settings, counter, images, windows),
         door=Door(settings, metrics, limiter),
         limiter=limiter,
-        slots=Slots(metrics, retry_after_seconds=settings.retry_after_seconds),
+        storage=storage,
+        slots=Slots(Leases(storage), metrics, retry_after_seconds=settings.retry_after_seconds),
         prefill=make_prefill_lanes(settings, metrics, context_length=context_length),
         memory=make_body_lanes(settings, metrics),
         fetched=make_fetch_lanes(settings, metrics),

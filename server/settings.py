@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     """Prompt tokens, of text and images together."""
     key_images_per_minute: int | None = Field(default=None, ge=1)
     key_concurrency: int | None = Field(default=None, ge=1)
-    """Requests of one key at the same time, in each gateway process."""
+    """Requests of one key at the same time."""
 
     window_policy: WindowPolicy = WindowPolicy.WARN
     """What is done with prompts beyond the effective window; a request may ask for `reject` or `fit` by the header

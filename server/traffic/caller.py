@@ -14,7 +14,7 @@ class Limits:
     """Prompt tokens, of text and images together; the answers' tokens are not counted."""
     images_per_minute: int | None = None
     concurrency: int | None = None
-    """Requests at the same time, in each gateway process."""
+    """Requests at the same time."""
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,11 @@ from typing import Any, Literal
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
-from redis.asyncio import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
-from server.errors import GatewayError, RateLimitError, Reason
-from server.settings import Settings
-from server.telemetry.logs import LOGGER
+from server.errors import RateLimitError
 from server.telemetry.metrics import Metrics
 from server.traffic.caller import Caller
+from server.traffic.storage import PREFIX, Storage
 from server.traffic.windows import Window, format_duration
 
 Kind = Literal["requests", "tokens", "images"]
@@ -30,18 +25,11 @@ class Limiter:
     """Limits a minute, as sliding window counters: two numbers a limit however large it is, and a check and its
     count are one step, in Redis a script. (A moving window would keep an entry for every single token.)"""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._settings = settings
+    def __init__(self, storage: Storage, metrics: Metrics) -> None:
         self._metrics = metrics.traffic
-        self._pool = None if settings.limits_storage.startswith("memory://") else _make_pool(settings)
-        self._storage = _make_storage(settings, self._pool)
-        self._strategy = SlidingWindowCounterRateLimiter(self._storage)
-        self._is_failing = False
-
-    async def aclose(self) -> None:
-        """Closes the connections to Redis."""
-        if self._pool is not None:
-            await self._pool.aclose()
+        self._storage = storage
+        self._counters = _counters(storage)
+        self._strategy = SlidingWindowCounterRateLimiter(self._counters)
 
     async def spend(self, caller: Caller, costs: Costs, headers: MutableMapping[str, str]) -> None:
         """Counts a request's use, all of it or, where one limit is too small, nothing; says what is left in `headers`.
@@ -56,14 +44,10 @@ class Limiter:
         }
         if not items:
             return
-        try:
-            # This process's own memory needs no such bound, and a busy loop is no reason to go on without limits.
-            async with asyncio.timeout(None if self._pool is None else self._settings.limits_timeout_seconds):
-                is_counted, windows = await self._count(caller.name, items, costs)
-        except (TimeoutError, OSError, RedisError) as error:
-            self._go_on_without(error)
+        counted = await self._storage.attempt(self._count(caller.name, items, costs))
+        if counted is None:
             return
-        self._is_failing = False
+        is_counted, windows = counted
         for kind, window in windows.items():
             headers[f"x-ratelimit-limit-{kind}"] = str(window.limit)
             headers[f"x-ratelimit-remaining-{kind}"] = str(window.remaining)
@@ -84,7 +68,7 @@ class Limiter:
 
     async def _read(self, name: str, items: Items) -> Windows:
         async def read(kind: Kind, item: RateLimitItem) -> Window:
-            state = await self._storage.get_sliding_window(item.key_for(name, kind), item.get_expiry())
+            state = await self._counters.get_sliding_window(item.key_for(name, kind), item.get_expiry())
             return Window(item.amount, *state)
 
         windows = await asyncio.gather(*(read(kind, item) for kind, item in items.items()))
@@ -106,33 +90,10 @@ class Limiter:
             retry_after_seconds=seconds,
         )
 
-    def _go_on_without(self, error: Exception) -> None:
-        self._metrics.limits_errors.inc()
-        if not self._is_failing:
-            self._is_failing = True
-            LOGGER.error("limits_unavailable", extra={"fields": {"error": type(error).__name__}})
-        if not self._settings.limits_fail_open:
-            raise GatewayError(
-                503,
-                Reason.LIMITS_UNAVAILABLE,
-                "The use of this key cannot be counted now; try again later.",
-                retry_after_seconds=self._settings.retry_after_seconds,
-            )
 
-
-def _make_pool(settings: Settings) -> ConnectionPool:
-    """Connections that fail at once rather than try again: a request waits for them."""
-    seconds = settings.limits_timeout_seconds
-    return ConnectionPool.from_url(
-        settings.limits_storage,
-        socket_timeout=seconds,
-        socket_connect_timeout=seconds,
-        retry=Retry(NoBackoff(), 0),
-    )
-
-
-def _make_storage(settings: Settings, pool: ConnectionPool | None) -> MemoryStorage | RedisStorage:
-    if pool is None:
+def _counters(storage: Storage) -> MemoryStorage | RedisStorage:
+    if storage.pool is None:
         return MemoryStorage()
-    options: dict[str, Any] = {"connection_pool": pool}
-    return RedisStorage(f"async+{settings.limits_storage}", implementation="redispy", key_prefix="laid", **options)
+    options: dict[str, Any] = {"connection_pool": storage.pool}
+    # The address is the pool's; this one is only looked at for its scheme.
+    return RedisStorage("async+redis://", implementation="redispy", key_prefix=PREFIX, **options)

@@ -2,13 +2,14 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from server.errors import RateLimitError
 from server.telemetry.metrics import Metrics
 from server.traffic.caller import Caller
+from server.traffic.leases import Leases
 
 # How much the requests so far weigh in a key's mean duration when the next one ends.
 MEMORY = 0.9
@@ -21,37 +22,52 @@ class _Use:
 
 
 class Slots:
-    """Counts in this process alone; several gateways each have the whole limit."""
+    """Counts in this process and, where several gateways share a Redis, in all of them together.
 
-    def __init__(self, metrics: Metrics, *, retry_after_seconds: float) -> None:
+    The process's own count holds while Redis does not answer.
+    """
+
+    def __init__(self, leases: Leases, metrics: Metrics, *, retry_after_seconds: float) -> None:
         """`retry_after_seconds` is told until a key's first request has ended."""
+        self._leases = leases
         self._metrics = metrics.traffic
         self._retry_after_seconds = retry_after_seconds
         # By the names of configured keys.
         self._uses: defaultdict[str, _Use] = defaultdict(_Use)
 
-    @contextmanager
-    def hold(self, caller: Caller) -> Iterator[None]:
+    @asynccontextmanager
+    async def hold(self, caller: Caller) -> AsyncIterator[None]:
         """Holds a slot as long as the context is open.
 
         Raises:
             RateLimitError: all are taken; with as many requests as slots one ends, on average, in a slot's share of
                 the mean duration.
+            GatewayError: 503 where Redis does not answer and the settings say not to go on without.
         """
         limit, use = caller.limits.concurrency, self._uses[caller.name]
         if limit is not None and use.serving >= limit:
-            self._metrics.rate_limited["concurrency"].inc()
-            seconds = self._retry_after_seconds if use.mean_seconds is None else max(use.mean_seconds / limit, 0.001)
-            raise RateLimitError(
-                f"This key may have {limit} requests served at the same time, and has.", retry_after_seconds=seconds
-            )
+            raise self._refusal(limit, use)
         use.serving += 1
-        started = time.monotonic()
         try:
-            yield
+            async with AsyncExitStack() as stack:
+                if limit is not None and not await stack.enter_async_context(self._leases.hold(caller.name, limit)):
+                    raise self._refusal(limit, use)
+                started = time.monotonic()
+                try:
+                    yield
+                finally:
+                    _remember(use, time.monotonic() - started)
         finally:
             use.serving -= 1
-            seconds = time.monotonic() - started
-            use.mean_seconds = (
-                seconds if use.mean_seconds is None else MEMORY * use.mean_seconds + (1 - MEMORY) * seconds
-            )
+
+    def _refusal(self, limit: int, use: _Use) -> RateLimitError:
+        self._metrics.rate_limited["concurrency"].inc()
+        seconds = self._retry_after_seconds if use.mean_seconds is None else max(use.mean_seconds / limit, 0.001)
+        return RateLimitError(
+            f"This key may have {limit} requests served at the same time, and has.", retry_after_seconds=seconds
+        )
+
+
+def _remember(use: _Use, seconds: float) -> None:
+    mean = use.mean_seconds
+    use.mean_seconds = seconds if mean is None else MEMORY * mean + (1 - MEMORY) * seconds

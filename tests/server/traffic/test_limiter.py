@@ -168,7 +168,9 @@ async def test_a_redis_that_hangs_holds_nobody_up(
     assert [answer.status_code for answer in answers] == [200] * 3
 
 
-async def test_requests_at_the_same_time(cued_engine: Any, start_gateway: Start, chat: Make, key_file: KeyFile) -> None:
+async def test_requests_at_the_same_time(
+    cued_engine: Any, start_gateway: Start, chat: Make, key_file: KeyFile, storage: str
+) -> None:
     entered, go_on = asyncio.Semaphore(0), asyncio.Event()
 
     async def hold(request: Any) -> Any:
@@ -177,7 +179,7 @@ async def test_requests_at_the_same_time(cued_engine: Any, start_gateway: Start,
         return await cued_engine.chat(request)
 
     cued_engine.answer = hold
-    gateway = await start_gateway(keys_file=key_file(concurrency=2))
+    gateway = await start_gateway(keys_file=key_file(concurrency=2), limits_storage=storage, **PATIENCE)
     leaving, staying = [asyncio.create_task(gateway.post(CHAT, json=chat(), headers=ALICE)) for _ in range(2)]
     for _ in range(2):
         await asyncio.wait_for(entered.acquire(), 60)
@@ -197,3 +199,33 @@ async def test_requests_at_the_same_time(cued_engine: Any, start_gateway: Start,
     assert (await staying).status_code == 200
     answers = await asyncio.gather(*(gateway.post(CHAT, json=chat(), headers=ALICE) for _ in range(2)))
     assert [answer.status_code for answer in answers] == [200, 200]
+
+
+async def test_requests_at_the_same_time_through_two_gateways(
+    cued_engine: Any, start_gateway: Start, chat: Make, key_file: KeyFile, redis: Any
+) -> None:
+    entered, go_on = asyncio.Semaphore(0), asyncio.Event()
+
+    async def hold(request: Any) -> Any:
+        entered.release()
+        await go_on.wait()
+        return await cued_engine.chat(request)
+
+    cued_engine.answer = hold
+    path = key_file(concurrency=2)
+    first, second = [await start_gateway(keys_file=path, limits_storage=redis.url, **PATIENCE) for _ in range(2)]
+    held = [asyncio.create_task(gateway.post(CHAT, json=chat(), headers=ALICE)) for gateway in (first, second)]
+    for _ in held:
+        await asyncio.wait_for(entered.acquire(), 60)
+    cued_engine.answer = None
+
+    # Each of the two serves one of the key's requests, and neither takes a third.
+    for gateway in (first, second):
+        assert_refused(await gateway.post(CHAT, json=chat(), headers=ALICE), "2 requests served at the same time")
+
+    go_on.set()
+    assert [(await answer).status_code for answer in held] == [200, 200]
+    assert (await first.post(CHAT, json=chat(), headers=ALICE)).status_code == 200
+
+    await asyncio.to_thread(redis.stop)
+    assert (await first.post(CHAT, json=chat(), headers=ALICE)).status_code == 200
