@@ -75,7 +75,15 @@ class Windows:
         self._effective = effective if effective is not None and effective.tokens >= 1 else None
         self._rule = rule
 
-    def admit(self, prompt: Prompt, sizes: Sequence[ImageSize], policy: WindowPolicy, *, first: int) -> WindowUse:
+    def admit(
+        self,
+        prompt: Prompt,
+        sizes: Sequence[ImageSize],
+        policy: WindowPolicy,
+        *,
+        first: int,
+        earlier: Mapping[int, ImageSize],
+    ) -> WindowUse:
         """Fits the prompt where the policy says so, and refuses it where it is too long.
 
         Args:
@@ -83,18 +91,23 @@ class Windows:
             sizes: of its images.
             policy: see `WindowPolicy`.
             first: the first image of the last turn; the engine may hold those before it in its cache.
+            earlier: what images before it were scaled down to in their own turn, by place; `fit` keeps to it.
 
         Raises:
             BadRequestError: too long for the model, for this server's limits or, unless the policy is `warn`, for
                 the effective window.
         """
-        count, fitted, note = prompt.count, {}, ""
+        count, note = prompt.count, ""
+        fitted = dict(earlier) if policy is WindowPolicy.FIT else {}
+        if fitted:
+            sizes = [fitted.get(place, size) for place, size in enumerate(sizes)]
+            count = count.with_image_tokens([self._rule.count(size) for size in sizes])
         room = self._limits.room(prompt, self._end)
         if policy is WindowPolicy.FIT and count.total_image_tokens > room:
             fit = fit_images(sizes, self._rule, first=first, max_image_tokens=room)
             fitted_count = count.with_image_tokens(fit.image_tokens)
             if fitted_count.total_image_tokens <= room:
-                count, fitted = fitted_count, dict(fit.sizes)
+                count, fitted = fitted_count, {**fitted, **fit.sizes}
             else:
                 note = _unfittable(len(sizes) - first, fitted_count.prompt_tokens)
         seen = replace(prompt, count=count)

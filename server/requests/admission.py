@@ -10,6 +10,7 @@ from server.media.request_images import ImageChecker, RequestImage
 from server.media.source import Content, ImageError, PlacedSource
 from server.prompt.length import Prompt
 from server.prompt.prompt_counter import PromptCount, PromptCounter
+from server.prompt.remembered_fits import RememberedFits
 from server.prompt.window import Windows, WindowUse
 from server.prompt.window_policy import WindowPolicy
 from server.requests.answer_form import AnswerForm
@@ -73,6 +74,7 @@ class Admission:
         self._counter = counter
         self._images = images
         self._windows = windows
+        self._fits = RememberedFits(settings.max_remembered_images)
 
     def parse(self, body: bytes, parse: Parse) -> Draft:
         """Names, shape and text; of images nothing but their places.
@@ -106,12 +108,14 @@ class Admission:
             GatewayError: the first thing wrong; of images all that are wrong.
         """
         images, prompt = self._count(draft, sources, loaded, tenant)
-        window = self._admit(draft, images, prompt, policy)
-        images = self._images.verify(images)
         # By the images as they were sent: a later turn sends them so again.
-        affinity = affinity_key(tenant, draft.conversation, [image.uuid for image in images])
+        names = [image.uuid for image in images]
+        affinity = affinity_key(tenant, draft.conversation, names)
+        window = self._admit(draft, images, prompt, policy, affinity)
+        images = self._images.verify(images)
         if window.fitted:
             images = self._images.resize(images, window.fitted, tenant)
+            self._fits.remember(affinity, names, window.fitted)
         return Admitted(
             parameters=draft.parameters,
             engine_path=draft.engine_path,
@@ -137,8 +141,9 @@ class Admission:
         """
         images, prompt = self._count(draft, sources, loaded, tenant)
         window, refusal = self._windows.use(prompt.count), None
+        affinity = affinity_key(tenant, draft.conversation, [image.uuid for image in images])
         try:
-            window = self._admit(draft, images, prompt, policy)
+            window = self._admit(draft, images, prompt, policy, affinity)
         except BadRequestError as error:
             refusal = error
         return Measured(name=draft.conversation.name, images=images, window=window, refusal=refusal)
@@ -158,9 +163,12 @@ class Admission:
         )
         return images, prompt
 
-    def _admit(self, draft: Draft, images: list[RequestImage], prompt: Prompt, policy: WindowPolicy) -> WindowUse:
-        sizes = [image.size for image in images]
-        return self._windows.admit(prompt, sizes, policy, first=draft.conversation.num_earlier_images())
+    def _admit(
+        self, draft: Draft, images: list[RequestImage], prompt: Prompt, policy: WindowPolicy, affinity: bytes
+    ) -> WindowUse:
+        first = draft.conversation.num_earlier_images()
+        earlier = self._fits.recall(affinity, [image.uuid for image in images[:first]])
+        return self._windows.admit(prompt, [image.size for image in images], policy, first=first, earlier=earlier)
 
 
 def _template_variables(parameters: Parameters) -> dict[str, Any]:

@@ -178,6 +178,38 @@ async def test_a_fitted_request_asks_the_engine_for_the_same_again(
     assert len({*uuids[0], original}) == 5
 
 
+async def test_the_next_turn_shows_the_engine_what_was_fitted_before(
+    cued_engine: Any, start_gateway: Start, measured: Path, chat: Make, image_part: Make
+) -> None:
+    gateway = await start_gateway(checkpoint=measured, window_policy="fit")
+    messages = two_turns(image_part)
+    first = await gateway.post(CHAT, json=chat() | {"messages": messages})
+    later = [*messages, {"role": "assistant", "content": "a circle"}, {"role": "user", "content": [TEXT]}]
+
+    told = (await gateway.post(CHAT + "/input_tokens", json=chat() | {"messages": later})).json()
+    second = await gateway.post(CHAT, json=chat() | {"messages": later})
+
+    assert second.status_code == 200, second.text
+    assert second.headers["x-laid-image-tokens"] == first.headers["x-laid-image-tokens"] == str(64 + 4 * 36)
+    assert second.headers["x-laid-fitted-images"] == "4"
+    assert told["input_tokens"] == int(second.headers["x-laid-prompt-tokens"])
+    names = [
+        [
+            part["uuid"]
+            for message in json.loads(body)["messages"][:3:2]
+            for part in message["content"]
+            if "uuid" in part
+        ]
+        for body in cued_engine.bodies
+    ]
+    assert names[0] == names[1]
+
+    # Another conversation with one of these images gets it whole.
+    await gateway.post(CHAT, json=chat(messages[2]["content"][:1]))
+    (alone,) = [part["uuid"] for part in json.loads(cued_engine.bodies[-1])["messages"][0]["content"]]
+    assert alone not in names[0]
+
+
 async def test_what_cannot_be_fitted_is_refused(
     cued_engine: Any, start_gateway: Start, measured: Path, chat: Make, image_part: Make
 ) -> None:

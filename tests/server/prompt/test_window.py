@@ -46,11 +46,14 @@ def admit(
     policy: str,
     *,
     first: int = 0,
+    earlier: dict[int, ImageSize] | None = None,
     effective: EffectiveWindow | None = WINDOW,
     max_prompt_tokens: int | None = None,
 ) -> WindowUse:
     limits = LengthLimits(context_length=200, max_prompt_tokens=max_prompt_tokens)
-    return Windows(limits, effective, RULE).admit(prompt, sizes, WindowPolicy(policy), first=first)
+    return Windows(limits, effective, RULE).admit(
+        prompt, sizes, WindowPolicy(policy), first=first, earlier=earlier or {}
+    )
 
 
 def refusal(*arguments: Any, **options: Any) -> BadRequestError:
@@ -227,3 +230,26 @@ def test_a_stricter_server_cannot_be_told_to_let_pass(asked: str, default: str, 
         choose_policy(asked, WindowPolicy(default))
 
     assert refused.value.message == message
+
+
+def test_images_of_earlier_turns_stay_as_they_were_fitted() -> None:
+    """Sent again as 64 tokens each, the first two were shown as 4 and leave room for the third as it is."""
+    prompt, sizes = prompt_of([128, 128, 96])
+    shown = {0: ImageSize(width=32, height=32), 1: ImageSize(width=32, height=32)}
+
+    alone = admit(prompt, sizes, "fit", first=2, earlier=shown)
+    assert alone.fitted == shown
+    assert alone.count.image_tokens == (4, 4, 36)
+    assert alone.original.image_tokens == (64, 64, 36)
+
+    prompt, sizes = prompt_of([128, 128, 128, 96])
+    both = admit(prompt, sizes, "fit", first=2, earlier=shown)
+    assert both.count.prompt_tokens <= WINDOW.tokens
+    assert {place: both.fitted[place] for place in shown} == shown
+    assert both.fitted.keys() > shown.keys()
+
+
+def test_only_fit_keeps_to_what_was_fitted() -> None:
+    prompt, sizes = prompt_of([96])
+
+    assert admit(prompt, sizes, "warn", first=1, earlier={0: ImageSize(width=32, height=32)}).fitted == {}
