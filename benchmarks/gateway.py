@@ -67,6 +67,7 @@ def main() -> None:
                 processes.gateway(engine, path / "redis", name=GATEWAY_REDIS, LAID_LIMITS_STORAGE=storage)
             )
         )
+        servers.append(stack.enter_context(processes.floor(engine)))
         versions = {}
         for name, python, start in install_peers() if size.has_peers else ():
             servers.append(stack.enter_context(start(engine, python, path)))

@@ -61,6 +61,16 @@ def fake_engine() -> Iterator[Server]:
 
 
 @contextlib.contextmanager
+def floor(upstream: Server) -> Iterator[Server]:
+    """A server in Python that passes everything on."""
+    port = free_port()
+    command = [sys.executable, "-m", "gateway_bench.floor", str(port), str(upstream.port)]
+    environment = {"PYTHONPATH": str(ROOT)}
+    with _running("floor", command, port, cwd=ROOT / "benchmarks", environment=environment) as server:
+        yield server
+
+
+@contextlib.contextmanager
 def gateway(upstream: Server, folder: Path, *, name: str = "gateway", **settings: str) -> Iterator[Server]:
     """One `laid-serve` process with every check of a request on: a key, and all limits that a key can have.
 
