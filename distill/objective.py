@@ -16,7 +16,7 @@ from distill.mixing import LinearMixing, SoftmaxMixing
 from distill.pieces import pieces_of
 from distill.recipe import AlignmentConfig, LayerPair, LossConfig, MatchingConfig
 from distill.schedule import gamma_at
-from distill.signals import AttentionShape, Signals
+from distill.signals import AttentionShape, QueryKey, Signals
 
 
 class Losses(NamedTuple):
@@ -152,7 +152,7 @@ class Objective(nn.Module):
         mixings = [mixing() for mixing in self.map_mixing] or [None] * len(self._matched)
         values = []
         for pair, mixing_SH in zip(self._matched, mixings, strict=True):
-            for piece in pieces_of(batch, rows, student.layers[pair.student], teacher.layers[pair.teacher]):
+            for piece in pieces_of(batch, rows, *self._matched_heads(student, teacher, pair)):
                 value = attention_matching(
                     piece.student.at_temperature(config.temperature),
                     piece.teacher.at_temperature(config.temperature),
@@ -165,6 +165,13 @@ class Objective(nn.Module):
                 )
                 values.append(piece.share * value)
         return torch.stack(values).sum() / len(self._matched) * config.temperature**2
+
+    def _matched_heads(self, student: Signals, teacher: Signals, pair: LayerPair) -> tuple[QueryKey, QueryKey]:
+        ours, theirs = student.layers[pair.student], teacher.layers[pair.teacher]
+        heads = self.config.matching.heads
+        if heads is None:
+            return ours, theirs
+        return ours.only([head.student for head in heads]), theirs.only([head.teacher for head in heads])
 
     def _matching_rows(self, batch: Batch, progress: float) -> Rows:
         """Drawn anew at every step, and the same ones in whatever parts the step is taken."""
@@ -199,7 +206,14 @@ def _check_head_sizes(student: AttentionShape, teacher: AttentionShape) -> None:
 
 
 def _check_head_counts(config: MatchingConfig, student: AttentionShape, teacher: AttentionShape) -> None:
-    if config.mixing == "none" and student.num_heads != teacher.num_heads:
+    for index, pair in enumerate(config.heads or ()):
+        for name, head, count in (
+            ("student", pair.student, student.num_heads),
+            ("teacher", pair.teacher, teacher.num_heads),
+        ):
+            if head >= count:
+                raise ValueError(f"loss.matching.heads[{index}].{name}: {head}, expected 0 to {count - 1}")
+    if config.heads is None and config.mixing == "none" and student.num_heads != teacher.num_heads:
         raise ValueError(
             f"loss.matching.mixing: 'none' with {student.num_heads} student and {teacher.num_heads} teacher heads, "
             "expected 'softmax'"

@@ -52,6 +52,18 @@ class LayerPair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadPair:
+    """A student query head and the teacher query head that it follows."""
+
+    student: int
+    teacher: int
+
+    def __post_init__(self) -> None:
+        check_at_least("student", self.student, 0)
+        check_at_least("teacher", self.teacher, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:
     """Q/K alignment; layers and linear head weights as in the paper, the rest is ours."""
 
@@ -88,6 +100,9 @@ class MatchingConfig:
     distillation: the higher, the more it is the logits that are matched, and the less where the largest of them is."""
     mixing: Literal["softmax", "none"] = "softmax"
     """`softmax` learns which teacher heads a student head follows; `none` pairs them one to one."""
+    heads: tuple[HeadPair, ...] | None = None
+    """With `mixing: none`, the only heads that are matched, in each pair of layers, such as the retrieval heads that
+    `distill spectrum` names; null: all of them."""
     chunk_mib: int = 8
     """Size of one attention map of the rows that are in memory at a time; the loss needs about four of them."""
     kernel: MatchingKernel = "auto"
@@ -102,6 +117,10 @@ class MatchingConfig:
         if self.max_rows is not None:
             check_at_least("max_rows", self.max_rows, 1)
         check_not_empty("layers", self.layers)
+        if self.heads is not None:
+            check_not_empty("heads", self.heads)
+            if self.mixing != "none":
+                raise ValueError(f"mixing: {self.mixing!r} with heads, expected 'none': these are paired one to one")
 
 
 @dataclass(frozen=True, kw_only=True)

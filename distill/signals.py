@@ -3,6 +3,7 @@
 Letters: B batch, H query heads, K key-value heads, T tokens, R query rows, D head size, N answer rows, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +27,12 @@ class QueryKey:
     def at_temperature(self, temperature: float) -> "QueryKey":
         """The same with all its attention logits divided by the temperature."""
         return replace(self, scale=self.scale / temperature)
+
+    def only(self, heads: Sequence[int]) -> "QueryKey":
+        """Some query heads, in this order, each with a copy of its key head."""
+        group = self.q_BHTD.shape[1] // self.k_BKTD.shape[1]
+        keys = [head // group for head in heads]
+        return replace(self, q_BHTD=self.q_BHTD[:, list(heads)], k_BKTD=self.k_BKTD[:, keys])
 
     def split(self, lengths: list[int]) -> list["QueryKey"]:
         """Each sample's own, [1, heads, its length, D], of samples packed one after the other.

@@ -26,6 +26,8 @@ The rows are those of the question and the answer, and the keys the tokens of im
 on text. A profile is the mean over items of what a head gives to the last image, the one before it, and so on. In each
 round every depth has the needle once, so that a profile does not follow from where needles happen to be.
 
+  retrieval head      the head that gives the needle's image most, as layer/head; spectrum.json has all of them, for
+                      loss.matching.heads in a recipe
   varies by           how much attention depends on distance; the shares of the low band say only how fast
   low band: profile   of the mean over items: attention that depends on distance, whatever the images show. Only of
                       those heads whose differences between rounds are no more than half of it; more rounds tell more
@@ -139,7 +141,7 @@ def _measure(args: argparse.Namespace, checkpoints: dict[str, str]) -> "list[Mea
     from tqdm import tqdm
 
     from distill.attention_spectrum.fourier import make_spectrum
-    from distill.attention_spectrum.haystacks import even_haystacks
+    from distill.attention_spectrum.haystacks import even_haystacks, needle_distances
     from distill.attention_spectrum.profile import measure_profiles
     from distill.attention_spectrum.report import Measured
     from distill.data.collate import Collator
@@ -162,12 +164,14 @@ def _measure(args: argparse.Namespace, checkpoints: dict[str, str]) -> "list[Mea
                 samples = even_haystacks(size, args.rounds, kind=args.kind, seed=args.seed)
                 profiles = measure_profiles(model, collate, samples, args.rows, partial(bar.update, size))
                 attention = profiles.attention_MLHN.double().numpy()
+                on_needle = attention[range(len(samples)), :, :, needle_distances(size, args.rounds)]
                 found.append(
                     Measured(
                         name=name,
                         num_images=size,
                         num_items=len(samples),
                         profile_LHN=attention.mean(axis=0),
+                        needle_LH=on_needle.mean(axis=0),
                         distance_positions_N=profiles.distance_positions_N.numpy(),
                         spectrum=make_spectrum(attention, args.rounds),
                     )

@@ -23,6 +23,11 @@ def even_haystacks(num_images: int, num_rounds: int, *, kind: Kind, seed: int) -
     return samples
 
 
+def needle_distances(num_images: int, num_rounds: int) -> list[int]:
+    """How many images lie between each sample's needle and its question, in the order of `even_haystacks`."""
+    return [num_images - 1 - index % num_images for index in range(num_rounds * num_images)]
+
+
 def _move_needle(item: Item, place: int) -> Item:
     images = list(item.images)
     images[place], images[item.needle_index] = images[item.needle_index], images[place]

@@ -21,6 +21,8 @@ class Measured:
     num_items: int
     profile_LHN: Floats
     """Mean over items."""
+    needle_LH: Floats
+    """Attention to the needle's image, wherever it is, mean over items."""
     distance_positions_N: Floats
     """The distances in M-RoPE positions."""
     spectrum: Spectrum
@@ -29,6 +31,12 @@ class Measured:
     def positions_per_image(self) -> float:
         """By which distance grows from image to image."""
         return float(np.diff(self.distance_positions_N).mean())
+
+    @property
+    def retrieval_head(self) -> tuple[int, int]:
+        """Layer and number of the head that looks at the needle most (Wu et al., arXiv 2404.15574)."""
+        layer, head = np.unravel_index(self.needle_LH.argmax(), self.needle_LH.shape)
+        return int(layer), int(head)
 
     @property
     def variation(self) -> Floats:
@@ -82,6 +90,7 @@ def format_table(found: Sequence[Measured], low_band: float) -> str:
             "checkpoint",
             "items",
             "on images",
+            "retrieval head",
             "varies by",
             "low band: profile",
             "heads",
@@ -97,6 +106,7 @@ def format_table(found: Sequence[Measured], low_band: float) -> str:
                 measured.name,
                 str(measured.num_items),
                 f"{100 * summary.image_attention:.1f} %",
+                _retrieval(measured),
                 f"{100 * summary.variation:.1f} %",
                 "none" if summary.low_share is None else f"{100 * summary.low_share:.1f} %",
                 f"{summary.known_heads} of {summary.num_heads}",
@@ -105,12 +115,18 @@ def format_table(found: Sequence[Measured], low_band: float) -> str:
             )
         )
     notes = [
+        "retrieval head: layer/head that gives the needle's image most, and what it gives, mean over items",
         "varies by: standard deviation of the mean profile over its mean, without noise, mean over heads",
         f"low band: share of the energy at periods longer than {low_band:g} of the range, mean over heads",
         "profile: of the mean over items, of those heads whose profile is not mostly noise",
         "single items: mean over items; flat: what a head that looks at one image has there",
     ]
     return "\n".join([align(rows), *notes])
+
+
+def _retrieval(measured: Measured) -> str:
+    layer, head = measured.retrieval_head
+    return f"{layer}/{head}: {100 * measured.needle_LH[layer, head]:.1f} %"
 
 
 def to_json(found: Sequence[Measured], low_band: float, settings: dict[str, Any]) -> dict[str, Any]:
@@ -146,6 +162,7 @@ def _head_to_json(measured: Measured, low_band: float, layer: int, head: int) ->
         "layer": layer,
         "head": head,
         "image_attention": float(measured.profile_LHN[place].sum()),
+        "needle_attention": float(measured.needle_LH[place]),
         "variation": float(measured.variation[place]),
         "low_share": None if np.isnan(low_share) else low_share,
         "item_low_share": float(spectrum.item_low_share(low_band)[place]),

@@ -14,6 +14,14 @@ _PAPERS_LAYERS = (
     "loss.matching.temperature=1",
     "loss.matching.layers=[{student: -1, teacher: -1}]",
 )
+# The heads of layer 1 by what they give to the needle's image, in the teacher (the first three of four) and in the base
+# student: distill spectrum miniature:teacher miniature:base --images 50 --rows answer
+_RETRIEVAL_HEADS = (
+    "loss.matching.mixing=none",
+    "loss.matching.heads=[{student: 2, teacher: 0}, {student: 1, teacher: 2}, {student: 0, teacher: 1}]",
+    "loss.matching.weight=1",
+    "loss.matching.temperature=1",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,7 @@ ARMS = (
     Arm(name="logits-stretch", title="logit distillation, stretched", overrides=("loss.lambda_laid=0", _NO_GAIN)),
     Arm(name="no-stretch", title="LAid without stretching", overrides=(_NO_STRETCH,)),
     Arm(name="papers-layers", title="LAid with the paper's layers and alignment", overrides=_PAPERS_LAYERS),
+    Arm(name="retrieval-heads", title="LAid with retrieval heads matched one to one", overrides=_RETRIEVAL_HEADS),
     Arm(name="no-kl", title="LAid without KL", overrides=("loss.lambda_kl=0",)),
     Arm(name="no-matching", title="LAid without attention matching", overrides=("loss.matching.weight=0",)),
     Arm(name="no-weighting", title="LAid without distance weighting", overrides=("loss.matching.gamma_max=0",)),

@@ -34,7 +34,16 @@ QUICK_ARMS = ("base", "sft", "laid")
 
 SCARCE = replace(FULL, settings=("data.miniature.distinct_per_size=27",))
 """513 different samples of 2 to 20 images, where the paper has 5,000 and ten epochs of them."""
-SCARCE_ARMS = ("base", "sft", "sft-stretch", "logits", "logits-stretch", "papers-layers", "no-matching", "laid")
+SCARCE_ARMS = (
+    "base",
+    "sft",
+    "sft-stretch",
+    "logits-stretch",
+    "papers-layers",
+    "retrieval-heads",
+    "no-matching",
+    "laid",
+)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -12,7 +12,7 @@ from distill.data.sample import Sample
 from distill.miniature.items import make_item
 from distill.model import SignalModel, Teacher
 from distill.objective import Objective
-from distill.recipe import AlignmentConfig, LayerPair, LossConfig, MatchingConfig
+from distill.recipe import AlignmentConfig, HeadPair, LayerPair, LossConfig, MatchingConfig
 from distill.signals import AttentionShape, Signals
 
 STUDENT = AttentionShape(num_layers=2, num_heads=2, num_key_value_heads=1, head_size=16)
@@ -116,6 +116,41 @@ def test_a_layer_that_does_not_exist_is_refused() -> None:
 def test_unequal_head_counts_need_mixing() -> None:
     with pytest.raises(ValueError, match=r"loss.matching.mixing: 'none' with 2 student and 4 teacher heads"):
         make_objective(LossConfig(matching=MatchingConfig(mixing="none")))
+
+
+def test_chosen_heads_are_matched_and_no_others(models: tuple[SignalModel, Teacher], batch: Batch) -> None:
+    student, teacher = models[0].signals(batch, [1]), models[1].signals(batch, [2])
+    layer = teacher.layers[2]
+    no_alignment = AlignmentConfig(weight=0.0)
+    heads = (HeadPair(student=1, teacher=3), HeadPair(student=0, teacher=2))
+    chosen = make_objective(
+        LossConfig(alignment=no_alignment, matching=MatchingConfig(mixing="none", heads=heads, gamma_max=2.0))
+    )
+    # The same by a teacher that has no other heads: 2 and 3 are those of its second key head.
+    plain = Objective(
+        LossConfig(alignment=no_alignment, matching=MatchingConfig(mixing="none", gamma_max=2.0)),
+        student=STUDENT,
+        teacher=dataclasses.replace(TEACHER, num_heads=2, num_key_value_heads=1),
+        vocabulary_size=300,
+    )
+    small = dataclasses.replace(layer, q_BHTD=layer.q_BHTD[:, 2:], k_BKTD=layer.k_BKTD[:, 1:])
+
+    found = chosen(student, teacher, batch, 0.5).terms["matching"]
+
+    assert not list(chosen.parameters())
+    expected = plain(student, dataclasses.replace(teacher, layers={2: small}), batch, 0.5).terms["matching"]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_head_that_does_not_exist_is_refused() -> None:
+    config = MatchingConfig(mixing="none", heads=(HeadPair(student=2, teacher=0),))
+    with pytest.raises(ValueError, match=r"loss.matching.heads\[0\].student: 2, expected 0 to 1"):
+        make_objective(LossConfig(matching=config))
+
+
+def test_chosen_heads_are_not_mixed() -> None:
+    with pytest.raises(ValueError, match=r"mixing: 'softmax' with heads, expected 'none'"):
+        MatchingConfig(heads=(HeadPair(student=0, teacher=0),))
 
 
 def test_unequal_head_sizes_are_refused_for_the_alignment_only() -> None:

@@ -17,6 +17,7 @@ def measured(name: str, *profiles: np.ndarray) -> Measured:
         num_images=NUM_IMAGES,
         num_items=4,
         profile_LHN=attention_MLHN.mean(axis=0),
+        needle_LH=attention_MLHN[:, :, :, 0].mean(axis=0),
         distance_positions_N=20.0 + 4 * np.arange(NUM_IMAGES),
         spectrum=make_spectrum(attention_MLHN, 2),
     )
@@ -49,6 +50,7 @@ def test_heads_that_are_mostly_noise_are_left_out() -> None:
         num_images=NUM_IMAGES,
         num_items=40,
         profile_LHN=attention_MLHN.mean(axis=0),
+        needle_LH=attention_MLHN[:, :, :, 0].mean(axis=0),
         distance_positions_N=np.arange(float(NUM_IMAGES)),
         spectrum=make_spectrum(attention_MLHN, 10),
     )
@@ -65,3 +67,11 @@ def test_the_table_names_what_it_shows() -> None:
     assert header.split("  ")[-1].strip() == "flat"
     assert " ".join(row.split()) == "20 two 4 60.0 % 21.2 % 50.0 % 2 of 2 50.0 % 31.6 %"
     assert any("longer than 0.25 of the range" in note for note in notes)
+
+
+def test_the_retrieval_head_is_the_one_that_looks_at_the_needle_most() -> None:
+    """The needle is at distance 0 here, where a cosine has its largest value."""
+    assert TWO.retrieval_head == (0, 0)
+    heads = to_json([TWO], 0.25, {})["measured"][0]["heads"]
+    assert [head["needle_attention"] for head in heads] == pytest.approx([0.03 * 1.5, 0.03 * 1.1])
+    assert "0/0: 4.5 %" in format_table([TWO], 0.25)
