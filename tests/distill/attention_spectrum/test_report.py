@@ -65,7 +65,7 @@ def test_heads_that_are_mostly_noise_are_left_out() -> None:
 def test_the_table_names_what_it_shows() -> None:
     header, _, row, *notes = format_table([TWO], 0.25).splitlines()
     assert header.split("  ")[-1].strip() == "flat"
-    assert " ".join(row.split()) == "20 two 4 60.0 % 21.2 % 50.0 % 2 of 2 50.0 % 31.6 %"
+    assert " ".join(row.split()) == "20 two 4 60.0 % 0/0: 4.5 % 21.2 % 50.0 % 2 of 2 50.0 % 31.6 %"
     assert any("longer than 0.25 of the range" in note for note in notes)
 
 
