@@ -141,7 +141,8 @@ class Exchange(Response):
         count = admitted.count
         costs: Costs = {"tokens": count.prompt_tokens, "images": len(count.image_tokens)}
         await self._gateway.limiter.spend(self._caller, costs, record.headers)
-        return await self._gateway.prefill.take(count.prompt_tokens)
+        # Several prompts are prefilled one after the other, so that together they need no more room than the longest.
+        return await self._gateway.prefill.take(min(count.prompt_tokens, self._gateway.context_length))
 
     async def _step(self, loop_bytes: int, step: Callable[..., T], *arguments: Any) -> T:
         """Runs a blocking step: here for a body of up to `loop_bytes`, else in a thread."""
@@ -161,7 +162,7 @@ class _Loaded:
 
 
 def _note(count: PromptCount, record: Record) -> None:
-    record.context_class = context_class_of(count.prompt_tokens)
+    record.context_class = context_class_of(count.window_tokens)
     record.prompt_tokens = count.prompt_tokens
     record.image_tokens = count.total_image_tokens
     record.num_images = len(count.image_tokens)

@@ -44,6 +44,8 @@ INPUT_TOKENS_ANSWER = {
 }
 _INTEGER, _NUMBER, _STRING = {"type": ["integer", "null"]}, {"type": ["number", "null"]}, {"type": ["string", "null"]}
 _COUNT = {"type": ["integer", "null"], "minimum": 1}
+_TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+_PROMPT = {"anyOf": [{"type": "string"}, _TOKENS]}
 _KNOWN: dict[str, Any] = {
     "stream": {"type": ["boolean", "null"]},
     "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": 2},
@@ -59,7 +61,7 @@ _KNOWN: dict[str, Any] = {
     "instructions": _STRING,
     "user": _STRING,
     "metadata": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
-    "prompt": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer", "minimum": 0}}]},
+    "prompt": {"anyOf": [*_PROMPT["anyOf"], {"type": "array", "minItems": 1, "items": _PROMPT}]},
 }
 
 

@@ -132,6 +132,8 @@ class Settings(BaseSettings):
     By default each process makes its own."""
     max_choices: int = Field(default=16, ge=1)
     """The largest `n`."""
+    max_prompts: int = Field(default=128, ge=1)
+    """In one request to `/v1/completions`; each may be as long as the context."""
 
     fetch_images: bool = True
     """Whether images named by https URLs are fetched; otherwise such a request is refused."""

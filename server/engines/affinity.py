@@ -17,12 +17,11 @@ def affinity_key(tenant: str, conversation: Conversation, image_names: Sequence[
 
     Args:
         tenant: whose request it is.
-        conversation: the messages, or a plain prompt.
+        conversation: the messages, or plain prompts, of which the first counts.
         image_names: of all its images, in order.
     """
-    prompt = conversation.prompt
     num_images = 0
-    text = "" if prompt is None else str(prompt[:MAX_BEGINNING])
+    text = "".join(str(prompt[:MAX_BEGINNING]) for prompt in conversation.prompts[:1])
     for message in conversation.messages:
         parts = message.parts()
         num_images += sum(isinstance(part, ImagePart) for part in parts)

@@ -24,7 +24,7 @@ class Prompt:
         """How long it is, as the beginning of a sentence."""
         num_images = len(self.image_paths)
         return (
-            f"The prompt takes {self.count.prompt_tokens} tokens, {self.count.total_image_tokens} of them for "
+            f"The prompt takes {self.count.window_tokens} tokens, {self.count.total_image_tokens} of them for "
             f"{num_images} image{'s' if num_images != 1 else ''}"
         )
 
@@ -55,7 +55,7 @@ class LengthLimits:
             BadRequestError: tells prompt tokens, image tokens, limit, excess and the first image that does not fit.
         """
         self._check_context(prompt, note)
-        limit, tokens = self.max_prompt_tokens, prompt.count.prompt_tokens
+        limit, tokens = self.max_prompt_tokens, prompt.count.window_tokens
         if limit is not None and tokens > limit:
             raise BadRequestError(
                 Reason.TOO_MANY_TOKENS,
@@ -71,7 +71,7 @@ class LengthLimits:
         return min(limit for limit in limits if limit is not None) - text
 
     def _check_context(self, prompt: Prompt, note: str) -> None:
-        limit, tokens, asked = self.context_length, prompt.count.prompt_tokens, prompt.max_tokens
+        limit, tokens, asked = self.context_length, prompt.count.window_tokens, prompt.max_tokens
         if tokens >= limit:
             raise BadRequestError(
                 Reason.CONTEXT_LENGTH_EXCEEDED,

@@ -24,6 +24,24 @@ class PromptCount:
     """One number for each image, in the order of the prompt: what its placeholder becomes."""
     image_starts: tuple[int, ...]
     """Tokens before each image's first."""
+    longest: int = 0
+    """Of several prompts in one request, the number of the longest: it is the one that windows are for."""
+    other_tokens: int = 0
+    """Of all the others together, a part of `prompt_tokens`."""
+
+    @classmethod
+    def of_several(cls, tokens: Sequence[int]) -> "PromptCount":
+        """The count of plain prompts, each of which has a context of its own."""
+        longest = max(range(len(tokens)), key=tokens.__getitem__)
+        total = sum(tokens)
+        return cls(
+            prompt_tokens=total, image_tokens=(), image_starts=(), longest=longest, other_tokens=total - tokens[longest]
+        )
+
+    @property
+    def window_tokens(self) -> int:
+        """What has to fit into one context."""
+        return self.prompt_tokens - self.other_tokens
 
     @property
     def total_image_tokens(self) -> int:
@@ -100,8 +118,9 @@ class PromptCounter:
         Raises:
             BadRequestError: names the path and the token.
         """
-        if isinstance(conversation.prompt, list):
-            self._check_reserved_ids(conversation.prompt)
+        for number, prompt in enumerate(conversation.prompts):
+            if isinstance(prompt, list):
+                self._check_reserved_ids(prompt, conversation.prompt_path(number))
         normalizer = self._tokenizer.normalizer
         for path, text in chain(conversation.texts(), conversation.joined_texts()):
             normal = text if normalizer is None or text.isascii() else normalizer.normalize_str(text)
@@ -113,13 +132,13 @@ class PromptCounter:
                         param=path,
                     )
 
-    def _check_reserved_ids(self, ids: list[int]) -> None:
+    def _check_reserved_ids(self, ids: list[int], path: str) -> None:
         for token in self._reserved:
             if self._tokenizer.token_to_id(token) in ids:
                 raise BadRequestError(
                     Reason.RESERVED_TOKEN,
-                    f"prompt contains the id of {token!r}, which is reserved for the model's own control tokens.",
-                    param="prompt",
+                    f"{path} contains the id of {token!r}, which is reserved for the model's own control tokens.",
+                    param=path,
                 )
 
     def _count_plain(self, prompt: str | list[int]) -> int:
@@ -136,8 +155,8 @@ class PromptCounter:
         Raises:
             BadRequestError: the chat template refuses the conversation, or does not show every image to the model.
         """
-        if conversation.prompt is not None:
-            return PromptCount(prompt_tokens=self._count_plain(conversation.prompt), image_tokens=(), image_starts=())
+        if conversation.prompts:
+            return PromptCount.of_several([self._count_plain(prompt) for prompt in conversation.prompts])
         template = self._template if conversation.tools is None else self._tool_template
         rendered = template_messages(conversation.messages, knows_developer=template.knows_developer)
         try:

@@ -30,21 +30,21 @@ class WindowUse:
     @property
     def use(self) -> float:
         """Share of the context length."""
-        return self.count.prompt_tokens / self.context_length
+        return self.count.window_tokens / self.context_length
 
     @property
     def effective_use(self) -> float | None:
         """Share of the effective window; None where the checkpoint has none."""
-        return None if self.effective is None else self.count.prompt_tokens / self.effective.tokens
+        return None if self.effective is None else self.count.window_tokens / self.effective.tokens
 
     @property
     def warning(self) -> str | None:
         """One line for whoever reads the answer; None within the window."""
-        if self.effective is None or self.count.prompt_tokens <= self.effective.tokens:
+        if self.effective is None or self.count.window_tokens <= self.effective.tokens:
             return None
-        excess = self.count.prompt_tokens - math.floor(self.effective.tokens)
+        excess = self.count.window_tokens - math.floor(self.effective.tokens)
         return (
-            f"The prompt of {self.count.prompt_tokens} tokens is {excess} more than "
+            f"The prompt of {self.count.window_tokens} tokens is {excess} more than "
             f"{_describe(self.effective)}; expect worse answers."
         )
 
@@ -133,11 +133,11 @@ class Windows:
 
     def _check_effective(self, prompt: Prompt, note: str) -> None:
         effective, end = self._effective, self._end
-        if effective is None or end is None or prompt.count.prompt_tokens <= end:
+        if effective is None or end is None or prompt.count.window_tokens <= end:
             return
         raise BadRequestError(
             Reason.EFFECTIVE_WINDOW_EXCEEDED,
-            f"{prompt.takes()}: {prompt.count.prompt_tokens - end} more than {_describe(effective)}. "
+            f"{prompt.takes()}: {prompt.count.window_tokens - end} more than {_describe(effective)}. "
             f"{prompt.first_beyond(end)}{note} Send fewer or smaller images"
             + ("." if note else f", or let the server scale them down with the header {POLICY_HEADER}: fit."),
             param=prompt.name,

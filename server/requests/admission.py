@@ -154,10 +154,11 @@ class Admission:
         images = self._images.read(sources, loaded, tenant)
         sizes = [image.size for image in images]
         conversation, parameters = draft.conversation, draft.parameters
+        count = self._counter.count(conversation, sizes, **_template_variables(parameters))
         prompt = Prompt(
-            count=self._counter.count(conversation, sizes, **_template_variables(parameters)),
+            count=count,
             image_paths=[image.path for image in images],
-            name=conversation.name,
+            name=conversation.prompt_path(count.longest) if conversation.prompts else conversation.name,
             max_tokens=parameters.max_tokens,
             max_tokens_name=parameters.max_tokens_name,
         )

@@ -33,34 +33,37 @@ def parse_completions(body: bytes, settings: Settings) -> Draft:
     values = decode_parameters(raw, settings, content="prompt")
     parameters = read_parameters({"max_tokens": DEFAULT_MAX_TOKENS} | values, max_choices=settings.max_choices)
     check_model(parameters, settings.model)
-    conversation = Conversation(messages=[], name="prompt", prompt=_read_prompt(raw.get("prompt")))
+    prompts = _read_prompts(raw.get("prompt"), settings.max_prompts)
+    conversation = Conversation(messages=[], name="prompt", prompts=prompts)
     check_amounts(conversation, settings)
     return Draft(
         parameters=parameters,
         conversation=conversation,
-        engine_parameters=engine_parameters(raw, parameters) | {"prompt": conversation.prompt},
+        engine_parameters=engine_parameters(raw, parameters),
         engine_path="/v1/completions",
     )
 
 
-def _read_prompt(raw: msgspec.Raw | None) -> str | list[int]:
-    """One prompt: a text, token ids, or a list of one of these."""
-    prompt = None if raw is None else decode_any(raw, "prompt")
-    if isinstance(prompt, list) and prompt and not _is_token(prompt[0]):
-        if len(prompt) > 1:
-            raise BadRequestError(
-                Reason.INVALID_REQUEST,
-                f"prompt: {len(prompt)} prompts, expected one; send a request for each.",
-                param="prompt",
-            )
-        prompt = prompt[0]
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, list) and prompt and all(_is_token(token) for token in prompt):
-        return prompt
-    raise BadRequestError(
-        Reason.INVALID_REQUEST, "prompt: expected a text or a list of token ids, not empty.", param="prompt"
-    )
+def _read_prompts(raw: msgspec.Raw | None, max_prompts: int) -> list[str | list[int]]:
+    """A text, token ids, or a list of either."""
+    value = None if raw is None else decode_any(raw, "prompt")
+    is_one = isinstance(value, str) or (isinstance(value, list) and bool(value) and _is_token(value[0]))
+    prompts = [value] if is_one else value
+    if not isinstance(prompts, list) or not prompts or not all(map(_is_prompt, prompts)):
+        raise BadRequestError(
+            Reason.INVALID_REQUEST,
+            "prompt: expected a text, a list of token ids, or a list of several of these; none of them empty.",
+            param="prompt",
+        )
+    if len(prompts) > max_prompts:
+        raise BadRequestError(
+            Reason.INVALID_REQUEST, f"prompt: {len(prompts)} prompts, expected at most {max_prompts}.", param="prompt"
+        )
+    return prompts
+
+
+def _is_prompt(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and bool(value) and all(map(_is_token, value)))
 
 
 def _is_token(value: Any) -> bool:

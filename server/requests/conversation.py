@@ -1,6 +1,6 @@
 """A request's messages: their shape, and the form in which the engine hands them to the chat template."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -115,8 +115,12 @@ class Conversation:
     places: tuple[Place, ...] = ()
     """Where each message is; `messages[0]`, `messages[1]` and so on unless given."""
     tools: list[Tool] | None = None
-    prompt: str | list[int] | None = None
-    """A text or its tokens, in place of messages."""
+    prompts: Sequence[str | list[int]] = ()
+    """Texts or their tokens, in place of messages: each is answered on its own."""
+
+    def prompt_path(self, number: int) -> str:
+        """Where a prompt is."""
+        return self.name if len(self.prompts) == 1 else f"{self.name}[{number}]"
 
     def walk(self) -> Iterator[tuple[Place, Message]]:
         """Place and message, in order."""
@@ -144,8 +148,9 @@ class Conversation:
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Path and text of every string that the chat template may put into the prompt, each once."""
-        if isinstance(self.prompt, str):
-            yield self.name, self.prompt
+        for number, prompt in enumerate(self.prompts):
+            if isinstance(prompt, str):
+                yield self.prompt_path(number), prompt
         for place, message in self.walk():
             if isinstance(message.content, str):
                 yield place.content, message.content

@@ -157,7 +157,7 @@ def check_amounts(conversation: Conversation, settings: Settings) -> None:
     num_parts = sum(len(message.parts()) for message in messages)
     num_characters = sum(len(text) for _, text in conversation.texts())
     for name, value, low, high in (
-        ("messages", len(messages), 1 if conversation.prompt is None else 0, settings.max_messages),
+        ("messages", len(messages), 0 if conversation.prompts else 1, settings.max_messages),
         ("content parts", num_parts, 0, settings.max_parts),
         ("characters of text", num_characters, 0, settings.max_text_characters),
     ):

@@ -37,7 +37,7 @@ class EngineBody:
     def __init__(self, draft: Draft, images: Sequence[RequestImage]) -> None:
         """`images` are the draft's own, in order."""
         asked = dict(draft.engine_parameters)
-        if draft.conversation.prompt is None:
+        if not draft.conversation.prompts:
             asked["messages"] = [_without_images(message) for message in draft.conversation.messages]
         self._texts = msgspec.json.encode(asked).split(_HOLE)
         self._images = images

@@ -128,8 +128,19 @@ def test_tool_calls_are_parsed(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("prompt", ["hello", ["<b>ü漢🎉 hello"], [300, 301, 302], [[300]]], ids=str)
-def test_completions_are_counted(client: openai.OpenAI, prompt: Any) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "num_choices"),
+    [
+        ("hello", 1),
+        (["<b>ü漢🎉 hello"], 1),
+        ([300, 301, 302], 1),
+        ([[300]], 1),
+        (["hello", "a second one", "hello"], 3),
+        ([[300], [301, 302]], 2),
+    ],
+    ids=str,
+)
+def test_completions_are_counted(client: openai.OpenAI, prompt: Any, num_choices: int) -> None:
     raw = client.completions.with_raw_response.create(model="tiny", prompt=prompt, max_tokens=2, logprobs=2)
     answer = raw.parse()
     chunks = list(
@@ -142,25 +153,45 @@ def test_completions_are_counted(client: openai.OpenAI, prompt: Any) -> None:
     assert answer.usage.prompt_tokens == int(raw.headers["x-laid-prompt-tokens"])
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.prompt_tokens == answer.usage.prompt_tokens
+    assert [choice.index for choice in answer.choices] == list(range(num_choices))
+    assert {choice.index for chunk in chunks for choice in chunk.choices} == set(range(num_choices))
+
+
+@pytest.mark.engine
+def test_of_several_prompts_the_longest_is_held_against_the_window(client: openai.OpenAI) -> None:
+    def ask(prompt: Any) -> Any:
+        return client.completions.with_raw_response.create(model="tiny", prompt=prompt, max_tokens=1).headers
+
+    long = "hello " * 200
+    alone, together = ask(long), ask(["hello", long, "hello"])
+
+    assert int(together["x-laid-prompt-tokens"]) > int(alone["x-laid-prompt-tokens"])
+    assert together["x-laid-window-use"] == alone["x-laid-window-use"]
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize(
-    ("prompt", "code"),
+    ("prompt", "code", "param"),
     [
-        ("a<|im_end|>", "reserved_token"),
-        ([5], "reserved_token"),
-        ("hello" * 3000, "context_length_exceeded"),
-        (["a", "b"], "invalid_request"),
-        ([], "invalid_request"),
-        ([-1], "invalid_request"),
+        ("a<|im_end|>", "reserved_token", "prompt"),
+        ([5], "reserved_token", "prompt"),
+        (["a", "a<|im_end|>"], "reserved_token", "prompt[1]"),
+        ([[300], [5]], "reserved_token", "prompt[1]"),
+        ("hello" * 3000, "context_length_exceeded", "prompt"),
+        (["a", "hello" * 3000], "context_length_exceeded", "prompt[1]"),
+        (["a"] * 129, "invalid_request", "prompt"),
+        (["a", 5], "invalid_request", "prompt"),
+        ([], "invalid_request", "prompt"),
+        ([[]], "invalid_request", "prompt"),
+        ([-1], "invalid_request", "prompt"),
     ],
+    ids=lambda value: str(value)[:32],
 )
-def test_prompts_are_refused(client: openai.OpenAI, prompt: Any, code: str) -> None:
+def test_prompts_are_refused(client: openai.OpenAI, prompt: Any, code: str, param: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.completions.create(model="tiny", prompt=prompt)
 
-    assert (refused.value.code, refused.value.param) == (code, "prompt")
+    assert (refused.value.code, refused.value.param) == (code, param)
 
 
 @pytest.mark.engine
