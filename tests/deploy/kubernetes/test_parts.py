@@ -1,0 +1,172 @@
+"""What the manifests say of each other, of the gateway and of the engine is true."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from server.engines.cli import main as laid_engine
+
+from server.routes import status
+from server.settings import Settings, check_environment
+from server.telemetry.metrics import Metrics
+from tests.deploy.kubernetes.manifests import OVERLAYS, ROOT, Overlay, render
+
+CHECKPOINT = ROOT / "distill" / "miniature" / "checkpoints" / "base"
+MADE_BY_HAND = {"gateway": {"keys.toml", "image-secret"}}
+"""Secrets, as the README says to make them."""
+
+
+def settings_of(overlay: Overlay, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """As the gateway reads them in its container, but for the places of its files."""
+    for name, value in overlay.settings().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LAID_IMAGE_SECRET", "0" * 64)
+    monkeypatch.setenv("LAID_CHECKPOINT", str(CHECKPOINT))
+    monkeypatch.setenv("LAID_KEYS_FILE", str(folder / "keys.toml"))
+    check_environment(overlay.settings())
+    return Settings()
+
+
+def is_selected(selector: dict[str, str], labels: dict[str, str]) -> bool:
+    return selector.items() <= labels.items()
+
+
+def test_the_settings_are_settings(overlay: Overlay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(overlay, tmp_path, monkeypatch)
+
+    grace = overlay.pod("gateway").spec["terminationGracePeriodSeconds"]
+    assert grace > settings.drain_notice_seconds + settings.drain_seconds
+    assert overlay.pod("gateway").ports["http"] == settings.port
+    mounts = {mount["mountPath"] for mount in overlay.pod("gateway").container["volumeMounts"]}
+    assert {overlay.settings()["LAID_FILES_FOLDER"], str(Path(overlay.settings()["LAID_KEYS_FILE"]).parent)} <= mounts
+
+
+def test_gateway_and_engine_agree(overlay: Overlay) -> None:
+    settings, options = overlay.settings(), overlay.engine_options()
+
+    assert options["model"] == settings["LAID_MODEL"]
+    assert options["max-model-len"] == settings["LAID_CONTEXT_LENGTH"]
+    assert options["max-images"] == settings["LAID_MAX_IMAGES"]
+    assert overlay.pod("engine").ports["http"] == int(options["port"])
+
+
+def test_the_engines_options_are_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By vLLM's own parser, which takes seconds to import: once for all overlays."""
+    options = [render(name).engine_options() for name in OVERLAYS]
+    commands: list[list[str]] = []
+    monkeypatch.setattr("os.execve", lambda _, command, __: commands.append(command))
+    for each in options:
+        laid_engine([str(CHECKPOINT), *(f"--{name}={value}" for name, value in each.items())])
+    program = (
+        "import json, sys; from vllm.entrypoints.launchers.cli_args import make_arg_parser; "
+        "from vllm.utils.argparse_utils import FlexibleArgumentParser; "
+        "parser = make_arg_parser(FlexibleArgumentParser()); "
+        "found = [parser.parse_args(words) for words in json.loads(sys.argv[1])]; "
+        "print(json.dumps([[each.max_model_len, each.served_model_name] for each in found]))"
+    )
+    words = json.dumps([command[command.index("--model") :] for command in commands])
+    output = subprocess.run([sys.executable, "-c", program, words], capture_output=True, text=True, check=False)
+    assert output.returncode == 0, output.stderr
+    parsed = json.loads(output.stdout.splitlines()[-1])
+    assert parsed == [[int(each["max-model-len"]), ["student"]] for each in options]
+
+
+def test_every_engine_has_a_name_that_the_gateway_knows(overlay: Overlay) -> None:
+    urls = [urlsplit(url) for url in overlay.settings()["LAID_UPSTREAM"].split(",")]
+    service = overlay.of_kind("Service")["engine"]
+    assert {url.port for url in urls} == {service["spec"]["ports"][0]["port"]} == {overlay.pod("engine").ports["http"]}
+    hosts = [url.hostname for url in urls]
+    if overlay.name == "ray":
+        assert hosts == ["engine"]
+        assert service["spec"]["selector"]["ray.io/node-type"] == "head"
+        return
+    engines = overlay.of_kind("StatefulSet")["engine"]["spec"]
+    scalers = overlay.of_kind("HorizontalPodAutoscaler")
+    count = scalers["engine"]["spec"]["maxReplicas"] if scalers else engines["replicas"]
+    assert hosts == [f"engine-{number}.{engines['serviceName']}" for number in range(count)]
+    assert engines["serviceName"] == service["metadata"]["name"]
+    assert service["spec"]["clusterIP"] == "None"
+
+
+def test_redis_is_where_the_gateway_asks(overlay: Overlay) -> None:
+    url = urlsplit(overlay.settings()["LAID_LIMITS_STORAGE"])
+    assert url.hostname is not None
+    assert overlay.of_kind("Service")[url.hostname]["spec"]["ports"][0]["port"] == url.port
+
+
+def test_probes_ask_what_is_answered(overlay: Overlay) -> None:
+    paths = {"gateway": {status.HEALTH, status.READY}, "engine": {"/health"}}
+    for pod in overlay.pods():
+        for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+            if (get := pod.container.get(name, {}).get("httpGet")) is not None:
+                assert get["path"] in paths[pod.labels["app.kubernetes.io/name"]]
+                assert get["port"] in pod.ports
+    gateway = overlay.pod("gateway").container
+    assert gateway["readinessProbe"]["httpGet"]["path"] == status.READY
+    assert gateway["livenessProbe"]["httpGet"]["path"] == status.HEALTH
+
+
+def test_selectors_select(overlay: Overlay) -> None:
+    labels = [pod.labels | {"ray.io/node-type": "head"} for pod in overlay.pods()]
+    selectors = [service["spec"]["selector"] for service in overlay.of_kind("Service").values()]
+    for kind, field in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
+        selectors += [each["spec"][field].get("matchLabels", {}) for each in overlay.of_kind(kind).values()]
+    for kind in ("Deployment", "StatefulSet"):
+        for each in overlay.of_kind(kind).values():
+            chosen = each["spec"]["selector"]["matchLabels"]
+            assert is_selected(chosen, each["spec"]["template"]["metadata"]["labels"])
+    for selector in selectors:
+        assert any(is_selected(selector, each) for each in labels), selector
+
+
+def test_services_lead_to_ports_that_are_open(overlay: Overlay) -> None:
+    for service in overlay.of_kind("Service").values():
+        pod = overlay.pod(service["metadata"]["name"])
+        for port in service["spec"]["ports"]:
+            assert pod.ports[port["targetPort"]] == port["port"]
+
+
+def test_what_is_referred_to_is_there(overlay: Overlay) -> None:
+    claims, maps = overlay.of_kind("PersistentVolumeClaim"), overlay.of_kind("ConfigMap")
+    for pod in overlay.pods():
+        names = {volume["name"] for volume in pod.volumes}
+        assert {mount["name"] for mount in pod.container.get("volumeMounts", ())} == names
+        for volume in pod.volumes:
+            if "persistentVolumeClaim" in volume:
+                assert volume["persistentVolumeClaim"]["claimName"] in claims
+            elif "secret" in volume:
+                assert {item["key"] for item in volume["secret"]["items"]} <= MADE_BY_HAND[
+                    volume["secret"]["secretName"]
+                ]
+            else:
+                assert "emptyDir" in volume
+        for variable in pod.container.get("env", ()):
+            if (secret := variable.get("valueFrom", {}).get("secretKeyRef")) is not None:
+                assert secret["key"] in MADE_BY_HAND[secret["name"]]
+        for source in pod.container.get("envFrom", ()):
+            assert source["configMapRef"]["name"] in maps
+    readme = (ROOT / "deploy" / "kubernetes" / "README.md").read_text()
+    assert all(name in readme for name in ("secret generic gateway", "keys.toml", "image-secret"))
+
+
+def test_pods_have_no_rights_that_they_do_not_need(overlay: Overlay) -> None:
+    for pod in overlay.pods():
+        assert pod.spec["securityContext"]["runAsNonRoot"], pod.owner
+        assert pod.spec["securityContext"]["runAsUser"] > 0
+        assert pod.spec["automountServiceAccountToken"] is False
+        # A Service's variables could be refused as unknown settings.
+        assert pod.spec["enableServiceLinks"] is False
+        context = pod.container["securityContext"]
+        assert context["readOnlyRootFilesystem"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert ":" in pod.container["image"], "a tag"
+        assert not pod.container["image"].endswith(":latest")
+
+
+def test_what_is_scaled_by_is_measured() -> None:
+    (metric,) = render("many-gpus").of_kind("HorizontalPodAutoscaler")["engine"]["spec"]["metrics"]
+    assert f"\n{metric['external']['metric']['name']}{{" in Metrics("model", engines=["0"]).exposition().decode()
