@@ -9,6 +9,7 @@ from pathlib import Path
 import uvloop
 
 from server.engines.engine import EngineError
+from server.planning.command import main as plan
 from server.serve import EngineOptions, serve
 from server.settings import Settings, check_environment
 from server.telemetry.logs import configure_logs
@@ -27,15 +28,22 @@ examples:
   laid-serve runs/student --upstream http://10.0.0.7:8000 the gateway alone, before an engine that runs there
   laid-serve runs/student --upstream http://10.0.0.7:8000 --upstream http://10.0.0.8:8000
                                                           before two: a conversation stays with one while it is well
+  laid-serve plan runs/student --memory 80                what fits, before anything is started; see its own --help
 
 limits come from the environment, e.g. LAID_MAX_IMAGES=50, LAID_MAX_BODY_BYTES, LAID_MAX_IMAGE_PIXELS,
 LAID_MAX_CHOICES; every name is in server/settings.py. Logs are JSON on standard error, without prompts or images.
 
 exit status: 0 ended by Ctrl-C or SIGTERM, 1 the engine failed, 2 wrong arguments or checkpoint."""
 
+PLAN = "plan"
+"""The one verb, known by its place: what stands first is else a checkpoint, and a folder of this name is `./plan`."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == PLAN:
+        return plan(arguments[1:])
     options = _parser().parse_args(arguments)
     configure_logs()
     try:

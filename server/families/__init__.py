@@ -31,7 +31,11 @@ def read_image_rule(files: ProcessorFiles) -> ImageRule:
     """
     model_type = files.config.get("model_type")
     if model_type not in READERS:
-        what = "is a text model's; serve it with vLLM alone" if model_type in TEXT_MODELS else "is not known"
+        what = (
+            "is a text model's; serve it with vLLM alone"
+            if model_type in TEXT_MODELS
+            else 'is not known (README.md, "Add a family", says how it can be)'
+        )
         raise files.error(
             "config.json", f"model_type {model_type!r} {what}; the gateway counts image tokens for {', '.join(READERS)}"
         )
