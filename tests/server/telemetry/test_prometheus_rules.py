@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "deploy" / "prometheus"
 RULES = [rule for path in FOLDER.glob("rules/*.yml") for group in yaml.safe_load(path.read_text())["groups"]
          for rule in group["rules"]]  # fmt: skip
+RUNBOOK = ROOT / "deploy" / "README.md"
 TESTS = (FOLDER / "tests" / "rules.test.yml").read_text()
 
 
@@ -40,12 +41,26 @@ def test_every_rule_has_a_unit_test_and_every_alert_fires_in_one() -> None:
     assert shown >= {rule["record"] for rule in RULES if "record" in rule}
 
 
-def test_every_alert_is_explained_and_has_a_severity() -> None:
-    explained = set(re.findall(r"\bLaid\w+", "".join(re.findall(r"^### .*", (FOLDER / "README.md").read_text(), re.M))))
+def anchor(heading: str) -> str:
+    """As GitHub makes it of a heading."""
+    return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_every_alert_names_its_section_and_has_a_severity() -> None:
+    sections = {anchor(heading) for heading in re.findall(r"^### (.*)$", RUNBOOK.read_text(), re.M)}
 
     alerts = [rule for rule in RULES if "alert" in rule]
-    assert explained == {alert["alert"] for alert in alerts}
+    place = RUNBOOK.relative_to(ROOT)
+    for alert in alerts:
+        assert alert["annotations"]["runbook"] == f"{place}#{alert['alert'].lower()}"
+    assert sections == {alert["alert"].lower() for alert in alerts}
     assert {alert["labels"]["severity"] for alert in alerts} == {"page", "ticket"}
+
+
+def test_every_section_begins_with_the_alerts_severity() -> None:
+    for alert in (rule for rule in RULES if "alert" in rule):
+        section = RUNBOOK.read_text().partition(f"### {alert['alert']}\n\n")[2]
+        assert section.startswith(f"*{alert['labels']['severity'].capitalize()}.*"), alert["alert"]
 
 
 async def test_every_metric_in_a_rule_exists(make_settings: Callable[..., Settings]) -> None:
