@@ -63,9 +63,9 @@ reproduce: install
 test-reproduce: install
 	$(PY) -m pytest -m experiment
 
-# All of benchmarks/ but what they import.
+# All of benchmarks/ but what they import; of the soak, which takes half an hour, the short form alone.
 bench: install
-	@for name in $(filter-out common attention_matching_gpu,$(basename $(notdir $(wildcard benchmarks/*.py)))); do \
+	@for name in $(filter-out common attention_matching_gpu $(if $(QUICK),,soak),$(basename $(notdir $(wildcard benchmarks/*.py)))); do \
 		echo "== benchmarks/$$name.py"; \
 		$(PY) benchmarks/$$name.py $(if $(QUICK),--quick) --json runs/bench/$$name.json || exit 1; \
 	done
