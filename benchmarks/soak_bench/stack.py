@@ -44,11 +44,12 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running_stack(folder: Path, **settings: str) -> Iterator[Stack]:
+def running_stack(folder: Path, checkpoint: Path = CHECKPOINT, **settings: str) -> Iterator[Stack]:
     """Starts it, and ends it with Ctrl-C.
 
     Args:
         folder: for its log and its keys.
+        checkpoint: one of the miniature ones.
         settings: `LAID_*` variables.
     """
     path = folder / "keys.toml"
@@ -57,7 +58,7 @@ def running_stack(folder: Path, **settings: str) -> Iterator[Stack]:
         limited=add_key(path, "limited", tenant=None, limits=Limits(requests_per_minute=LIMITED_PER_MINUTE)),
     )
     port, engine_port = free_port(), free_port()
-    command = [sys.executable, "-m", "server.cli", str(CHECKPOINT), "--model", MODEL, "--port", str(port)]
+    command = [sys.executable, "-m", "server.cli", str(checkpoint), "--model", MODEL, "--port", str(port)]
     command += ["--engine-port", str(engine_port), *ENGINE_ARGUMENTS]
     environment = os.environ | ENVIRONMENT | {"LAID_KEYS_FILE": str(path)} | settings
     with (

@@ -124,7 +124,8 @@ OVERVIEW = Dashboard(
             Panel(
                 title="Failed by the server",
                 about="Share of the last hour's requests; 0.5 % is what the error budget allows.",
-                queries={"": "laid_failures:ratio_rate1h or vector(0)"},
+                # The sum drops the rule's name, so that both sides are one series and the panel shows one number.
+                queries={"": "sum(laid_failures:ratio_rate1h) or vector(0)"},
                 unit="percentunit",
                 kind="stat",
             ),

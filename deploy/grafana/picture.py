@@ -126,7 +126,8 @@ def _draw_row(part: SubFigure, panels: Sequence[dict[str, Any]], prometheus: Pro
 
 
 def _draw_stat(axes: Axes, panel: dict[str, Any], series: Sequence[Series]) -> None:
-    text = _format(panel)(series[0].values[-1]) if series else "no data"
+    """The last values: several, where a panel's expression gives several curves, as Grafana shows them."""
+    text = "   ".join(_format(panel)(one.values[-1]) for one in series) or "no data"
     axes.text(0.5, 0.45, text, ha="center", va="center", fontsize=22, color=COLOURS[0])
     axes.set_axis_off()
 

@@ -1,4 +1,4 @@
-"""Makes the pictures of README.md: python deploy/grafana/sample.py [--minutes 12]
+"""Makes the pictures of README.md: python deploy/grafana/sample.py [--minutes 8]
 
 Starts `laid-serve` with the real engine on the miniature teacher, and Debian's Prometheus with the deployed
 configuration and rules. A mixed load, that of benchmarks/soak.py with smaller images and a few more prompts, asks for
@@ -102,7 +102,7 @@ async def load(stack: Stack, minutes: float) -> None:
 def main() -> None:
     """Runs it all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=12, help="of load (default 12)")
+    parser.add_argument("--minutes", type=float, default=8, help="of load (default 8)")
     parser.add_argument("--folder", type=Path, default=FOLDER / "pictures", help="for the pictures")
     options = parser.parse_args()
     with (

@@ -1,6 +1,7 @@
 """The pictures of the dashboards: drawn from a real Prometheus, small, and shown in the documentation."""
 
 import importlib
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ def picture(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def history() -> str:
     """Ten minutes of some metrics, up to now, in OpenMetrics' form."""
     lines = ["# TYPE laid_engine_up gauge", "# TYPE laid_prompt_tokens histogram", "# TYPE laid_requests counter"]
+    lines.append("# TYPE laid_failures:ratio_rate1h gauge")
     for step in range(4 * MINUTES + 1):
         moment = time.time() - 60 * MINUTES + 15 * step
         lines += [
@@ -41,6 +43,8 @@ def history() -> str:
             f'laid_prompt_tokens_bucket{{model="m",le="+Inf"}} {3 * step} {moment:.3f}',
             f'laid_requests_total{{route="/v1/responses",status="200"}} {3 * step} {moment:.3f}',
         ]
+        # Recorded from the first request on.
+        lines += [f"laid_failures:ratio_rate1h 0.25 {moment:.3f}"] if step > 2 * MINUTES else []
     return "\n".join([*sorted(lines, key=lambda line: (line[0] != "#", line.partition(" ")[0])), "# EOF", ""])
 
 
@@ -92,6 +96,18 @@ def test_a_curve_has_its_legend_its_times_and_its_values(picture: ModuleType, pr
     assert -MINUTES <= up.times[0] < up.times[-1] <= 1e-4
     assert set(up.values) == {0, 1}
     assert rate.values[-1] == pytest.approx(3 / 15, rel=0.05)
+
+
+def test_a_panel_of_one_number_has_one_at_any_time(picture: ModuleType, prometheus: str) -> None:
+    panels = json.loads((FOLDER / "dashboards" / "laid-overview.json").read_text())["panels"]
+    stats = [target["expr"] for panel in panels if panel["type"] == "stat" for target in panel["targets"]]
+    with httpx.Client(base_url=prometheus) as client:
+        source = picture.Prometheus(client, minutes=MINUTES, rate_interval="1m")
+        found = {expression: source.ask(expression, "") for expression in stats}
+
+    assert all(len(series) <= 1 for series in found.values())
+    (failed,) = next(series for expression, series in found.items() if "laid_failures" in expression)
+    assert (failed.values[0], failed.values[-1]) == (0, 0.25)
 
 
 def test_no_line_leads_over_a_gap(picture: ModuleType) -> None:
