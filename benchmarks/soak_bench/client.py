@@ -29,7 +29,7 @@ class Ask:
     leave_events: int | None = None
     """A stream is left after so many events."""
     leave_seconds: float | None = None
-    """An answer that is not a stream is left after so long."""
+    """An answer that is not a stream is left so long after the request was sent."""
 
 
 class Client:
@@ -70,12 +70,7 @@ class Client:
             headers["authorization"] = f"Bearer {ask.key}"
         request = self._http.build_request(ask.method, ask.path, content=ask.body, headers=headers)
         if ask.leave_seconds is not None:
-            try:
-                async with asyncio.timeout(ask.leave_seconds):
-                    response = await self._http.send(request)
-            except TimeoutError:
-                return None, Outcome.LEFT, None
-            return response, *judge(response.status_code, response.content)
+            return await self._send_and_leave(request, ask.leave_seconds)
         response = await self._http.send(request, stream=True)
         try:
             if ask.is_stream and response.status_code == httpx.codes.OK:
@@ -83,6 +78,25 @@ class Client:
             return response, *judge(response.status_code, await response.aread())
         finally:
             await response.aclose()
+
+    async def _send_and_leave(
+        self, request: httpx.Request, leave_seconds: float
+    ) -> tuple[httpx.Response | None, Outcome, str | None]:
+        """What was not yet sent cannot be left: the gateway would know nothing of it."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as limit:
+
+                async def on_event(name: str, _: dict[str, Any]) -> None:
+                    if name == "http11.send_request_body.complete":
+                        limit.reschedule(loop.time() + leave_seconds)
+
+                request.extensions["trace"] = on_event
+                response = await self._http.send(request)
+        except TimeoutError:
+            # The deadline's own end comes as a cancellation, not as this.
+            return None, Outcome.LEFT, None
+        return response, *judge(response.status_code, response.content)
 
 
 def judge(status: int, content: bytes) -> tuple[Outcome, str | None]:

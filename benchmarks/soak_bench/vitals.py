@@ -3,7 +3,7 @@
 import asyncio
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import psutil
 
@@ -29,11 +29,22 @@ def look(process: psutil.Process) -> Vitals:
         )
 
 
-async def watch(process: psutil.Process, every_seconds: float, samples: list[Vitals]) -> None:
-    """Looks until cancelled."""
+async def watch(process: psutil.Process, every_seconds: float, samples: list[Vitals], is_down: asyncio.Event) -> None:
+    """Looks until cancelled, but not while the engine is down, when fewer requests are under way."""
     while True:
-        samples.append(look(process))
+        if not is_down.is_set():
+            samples.append(look(process))
         await asyncio.sleep(every_seconds)
+
+
+async def at_rest(process: psutil.Process, seconds: float = 10.0) -> Vitals:
+    """With nobody asking: the least of everything in this time, in which idle connections are closed."""
+    samples = []
+    for _ in range(int(seconds)):
+        samples.append(look(process))
+        await asyncio.sleep(1)
+    least = {field.name: min(getattr(sample, field.name) for sample in samples) for field in fields(Vitals)}
+    return Vitals(**least)
 
 
 def thirds(samples: Sequence[Vitals], name: str) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """The soak's own judgement: of an answer, of counts, and of what grows."""
 
 import asyncio
+import contextlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -34,24 +35,38 @@ def response(status: int, body: bytes, *, cut: int = 0) -> bytes:
 @pytest.fixture
 async def answering() -> AsyncIterator[Callable[..., Any]]:
     """Starts a server that sends these bytes to everybody, and holds the connection if it is told to."""
-    servers, held = [], asyncio.Event()
+    async with contextlib.AsyncExitStack() as stack:
 
-    async def start(content: bytes, *, hold: bool = False) -> str:
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(content)
-            if hold:
-                await held.wait()
-            writer.close()
+        async def start(content: bytes, *, hold: bool = False) -> str:
+            async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(content)
+                if hold:
+                    await reader.read()
 
-        servers.append(await asyncio.start_server(answer, "127.0.0.1", 0))
-        return f"http://127.0.0.1:{servers[-1].sockets[0].getsockname()[1]}"
+            return await stack.enter_async_context(serving(answer))
 
-    yield start
-    held.set()
-    for server in servers:
-        server.close()
-        await server.wait_closed()
+        yield start
+
+
+@contextlib.asynccontextmanager
+async def serving(answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> AsyncIterator[str]:
+    """The URL of a server; it ends when every connection has."""
+    connections = []
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.current_task())
+        with contextlib.suppress(ConnectionError):
+            await answer(reader, writer)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+    await server.wait_closed()
+    await asyncio.gather(*connections)
 
 
 async def ask(part: Part, url: str, **settings: Any) -> Any:
@@ -97,6 +112,20 @@ async def test_what_never_ends_hangs_and_who_is_told_to_leaves(part: Part, answe
 
     assert [record.outcome for record in (hung, left, early)] == ["hung", "left", "left"]
     assert (left.status, early.status) == (200, None)
+
+
+async def test_nobody_leaves_before_the_request_was_sent(part: Part) -> None:
+    """On a busy machine a connection may take longer than the patience: the gateway would count nothing."""
+    received = []
+
+    async def take(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        received.append(await reader.read())
+
+    async with serving(take) as url:
+        record = await ask(part, url, body=b"all of it", leave_seconds=0.0)
+
+    assert record.outcome == "left"
+    assert received[0].endswith(b"all of it")
 
 
 async def test_a_stream_that_failed_or_ended_before_it_was_left_counts_so(part: Part, answering: Any) -> None:
@@ -152,14 +181,15 @@ def test_growth_is_the_last_third_beside_the_first(part: Part) -> None:
         vitals.thirds(samples([1, 2]), "threads")
 
 
-def test_the_vitals_are_of_this_process(part: Part) -> None:
+async def test_the_vitals_are_of_this_process(part: Part) -> None:
     vitals = part("soak_bench.vitals")
-    with httpx.Client() as _, Path("/dev/null").open() as _:
-        found = vitals.look(psutil.Process())
+    found = vitals.look(psutil.Process())
+    rest = await vitals.at_rest(psutil.Process(), seconds=1)
 
     assert found.resident_bytes > 10**6
     assert found.descriptors >= 4
     assert found.threads >= 1
+    assert rest.descriptors >= 4
 
 
 def test_the_load_asks_for_everything_and_differs_by_seed_alone(part: Part) -> None:
