@@ -112,10 +112,7 @@ class _Run:
 
 
 async def _serve_gateway(settings: Settings, run: _Run, supervisor: Supervisor | None) -> int:
-    try:
-        settings = await _wait_for_engine(settings, run)
-    except _StoppedError:
-        return 0
+    settings = await _agree_with_engine(settings)
     if settings.files_folder is None:
         settings = settings.model_copy(update={"files_folder": run.folder / "files"})
     app = create_app(settings)
@@ -160,26 +157,6 @@ async def _end_of(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
 
 
-class _StoppedError(Exception):
-    """Told to stop before there was an engine."""
-
-
-class _NoEngineError(EngineError):
-    """No engine answers, yet."""
-
-
-async def _wait_for_engine(settings: Settings, run: _Run) -> Settings:
-    deadline = time.monotonic() + settings.engine_wait_seconds
-    while True:
-        try:
-            return await _agree_with_engine(settings)
-        except _NoEngineError:
-            if time.monotonic() >= deadline:
-                raise
-        if not await _unless_stopped(run.stop, asyncio.sleep(settings.health_interval_seconds)):
-            raise _StoppedError
-
-
 async def _agree_with_engine(settings: Settings) -> Settings:
     """The settings with the name and the context length under which the first engine that answers serves its model."""
     troubles = []
@@ -192,7 +169,7 @@ async def _agree_with_engine(settings: Settings) -> Settings:
         if "model" in settings.model_fields_set and name != settings.model:
             raise EngineError(f"the engine serves {name!r}, the gateway was told {settings.model!r}; see --model")
         return settings.model_copy(update={"model": name, "context_length": context_length})
-    raise _NoEngineError("\n".join(troubles))
+    raise EngineError("\n".join(troubles))
 
 
 def _make_server(app: FastAPI, settings: Settings) -> "_Server":

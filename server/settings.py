@@ -174,8 +174,6 @@ class Settings(BaseSettings):
     connect_timeout_seconds: float = Field(default=5.0, gt=0)
     first_byte_timeout_seconds: float = Field(default=960.0, gt=0)
     """How long the engine may be silent: a long prompt is prefilled before the first byte."""
-    engine_wait_seconds: float = Field(default=0.0, ge=0)
-    """How long `laid-serve` waits at its start for an engine that something else starts; nobody listens meanwhile."""
     health_interval_seconds: float = Field(default=2.0, gt=0)
     """Between two looks at an engine."""
     health_timeout_seconds: float = Field(default=10.0, gt=0)

@@ -171,8 +171,6 @@ class CuedEngine:
     model: str = MODEL
     context_length: int = 2048
     bodies: list[bytes] = field(default_factory=list)
-    num_looks: int = 0
-    """Times that it was asked for its models."""
     stop: Callable[[], Awaitable[None]] | None = None
     """Ends it before the test ends."""
 
@@ -189,9 +187,6 @@ class CuedEngine:
         return Response(status_code=200 if self.healthy else 503)
 
     async def models(self, _: Request) -> Response:
-        self.num_looks += 1
-        if not self.healthy:
-            return Response(status_code=503)
         return JSONResponse({"object": "list", "data": [{"id": self.model, "max_model_len": self.context_length}]})
 
     def app(self) -> ASGIApp:

@@ -58,40 +58,6 @@ async def test_serves_before_a_running_engine_until_told_to_stop(
         assert await asyncio.to_thread(process.wait, 120) == 0
 
 
-async def test_waits_for_an_engine_that_something_else_starts(
-    cued_engine: Any, checkpoint_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LAID_ENGINE_WAIT_SECONDS", "3600")
-    monkeypatch.setenv("LAID_HEALTH_INTERVAL_SECONDS", "0.05")
-    cued_engine.healthy = False
-    with laid_serve(str(checkpoint_path), "--upstream", cued_engine.url, "--port", str(free_port)) as process:
-        while cued_engine.num_looks < 3:  # it asks again and again
-            assert process.poll() is None
-            await asyncio.sleep(0.01)
-        cued_engine.healthy = True
-        await asyncio.to_thread(read_until, process, "Ctrl-C ends it")
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, 120) == 0
-
-
-async def test_sigterm_ends_the_wait_for_an_engine(
-    checkpoint_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LAID_ENGINE_WAIT_SECONDS", "3600")
-    with laid_serve(str(checkpoint_path), "--upstream", "http://127.0.0.1:1", "--port", str(free_port)) as process:
-        while not await asyncio.to_thread(_catches, process.pid, signal.SIGTERM):
-            assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, 120) == 0
-
-
-def _catches(pid: int, number: int) -> bool:
-    """Whether a process handles a signal, by the kernel's own word."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    caught = int(re.findall(r"^SigCgt:\s*(\w+)", status, re.MULTILINE)[0], 16)
-    return bool(caught >> (number - 1) & 1)
-
-
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
     deadline = time.monotonic() + 60
     while not await condition():
