@@ -7,8 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, HttpUrl, SecretStr, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, DirectoryPath, Field, HttpUrl, SecretStr, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 from server.media.links import check_endpoint, check_host_rule
 from server.prompt.window_policy import WindowPolicy
@@ -32,8 +38,13 @@ def _check_engines(urls: tuple[HttpUrl, ...]) -> tuple[HttpUrl, ...]:
     return urls
 
 
+def _check_secrets(folder: Path) -> Path:
+    check_environment(dict.fromkeys((file.name for file in folder.iterdir()), ""))
+    return folder
+
+
 class Settings(BaseSettings):
-    """Read once at start-up from `LAID_*` variables and the command line; a bad value raises."""
+    """Read once at start-up from the command line, `LAID_*` variables and files of secrets; a bad value raises."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", protected_namespaces=())
 
@@ -49,8 +60,12 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     context_length: int | None = Field(default=None, ge=2)
-    """The engine's own limit where it is not the checkpoint's, in tokens."""
+    """The engine's own limit where it is not the checkpoint's, in tokens. `laid-serve` asks the engines for it and for
+    the model's name, and does not start before one answers, unless both are given."""
 
+    secrets_folder: Annotated[DirectoryPath, AfterValidator(_check_secrets)] | None = None
+    """Folder of files named as the variables, such as `LAID_IMAGE_SECRET`, each with the value of one that is not set:
+    for what should stand neither in the environment nor on the command line."""
     keys_file: Path | None = None
     """The keys that clients must show, made with `laid-keys new NAME`; without it anybody may ask, and the gateway
     listens on loopback only."""
@@ -200,6 +215,22 @@ class Settings(BaseSettings):
     """What a client is told when the engine does not answer."""
     admission_threads: int = Field(default=2, ge=1)
     """Threads that parse bodies, decode images and count tokens."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base class passes it by name
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments win over variables, and both over files, whose folder is itself one of the settings."""
+        folder = (env_settings() | init_settings()).get("secrets_folder")
+        # What is no folder is refused with the other values; the source would only warn of it.
+        if folder is None or not Path(folder).is_dir():
+            return init_settings, env_settings
+        return init_settings, env_settings, SecretsSettingsSource(settings_cls, secrets_dir=folder)
 
     @model_validator(mode="after")
     def _is_not_open_to_all(self) -> Self:

@@ -74,3 +74,44 @@ def test_engines_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_engines_must_differ_and_be_plain(upstream: object, words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Settings(checkpoint=Path(), upstream=upstream)  # type: ignore[arg-type]
+
+
+SECRET = "a secret of the gateways"
+
+
+@pytest.fixture
+def secrets_folder(tmp_path: Path) -> Path:
+    (tmp_path / "LAID_IMAGE_SECRET").write_text(SECRET + "\n")
+    (tmp_path / "keys.toml").write_text("[keys]\n")
+    return tmp_path
+
+
+def test_secrets_come_from_files_named_as_the_variables(secrets_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAID_SECRETS_FOLDER", str(secrets_folder))
+
+    settings = Settings(checkpoint=Path())
+
+    assert settings.image_secret is not None
+    assert settings.image_secret.get_secret_value() == SECRET
+    assert SECRET not in repr(settings)
+
+
+def test_a_variable_wins_over_a_file(secrets_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAID_IMAGE_SECRET", "the environment's own")
+
+    settings = Settings(checkpoint=Path(), secrets_folder=secrets_folder)
+
+    assert settings.image_secret is not None
+    assert settings.image_secret.get_secret_value() == "the environment's own"
+
+
+def test_a_file_that_is_no_setting_and_a_folder_that_is_none_are_refused(secrets_folder: Path) -> None:
+    with pytest.raises(ValidationError, match=r"(?s)secrets_folder.*not point to a directory"):
+        Settings(checkpoint=Path(), secrets_folder=secrets_folder / "none")
+
+    (secrets_folder / "LAID_IMAGE_SECERT").write_text(SECRET)
+    with pytest.raises(
+        ValidationError, match=r"(?s)LAID_IMAGE_SECERT: no such setting; did you mean LAID_IMAGE_SECRE"
+    ) as error:
+        Settings(checkpoint=Path(), secrets_folder=secrets_folder)
+    assert SECRET not in str(error.value)
