@@ -51,7 +51,7 @@ async def serve(settings: Settings, options: EngineOptions | None) -> int:
     Raises:
         CheckpointError: before anything is started.
         KeysFileError: before anything is started.
-        EngineError: the engine did not start.
+        EngineError: the engine did not start, or none answers and the settings do not say what it serves.
         OSError: the port is taken.
     """
     checkpoint = read_checkpoint(settings.checkpoint)
@@ -112,7 +112,8 @@ class _Run:
 
 
 async def _serve_gateway(settings: Settings, run: _Run, supervisor: Supervisor | None) -> int:
-    settings = await _agree_with_engine(settings)
+    if supervisor is not None or not {"model", "context_length"} <= settings.model_fields_set:
+        settings = await _agree_with_engine(settings)
     if settings.files_folder is None:
         settings = settings.model_copy(update={"files_folder": run.folder / "files"})
     app = create_app(settings)
@@ -121,7 +122,7 @@ async def _serve_gateway(settings: Settings, run: _Run, supervisor: Supervisor |
     server = _make_server(app, settings)
     serving = asyncio.create_task(server.serve(sockets=[run.listener]))
     stop = asyncio.create_task(run.stop.wait())
-    watching = [stop, asyncio.create_task(_welcome(server, settings, run))]
+    watching = [stop, asyncio.create_task(_welcome(server, gateway, run))]
     supervising = []
     if supervisor is not None:
         supervising.append(asyncio.create_task(supervisor.keep_up(gateway.engines.expect_back)))
@@ -189,9 +190,10 @@ def _make_server(app: FastAPI, settings: Settings) -> "_Server":
     )
 
 
-async def _welcome(server: uvicorn.Server, settings: Settings, run: _Run) -> None:
-    while not server.started:  # noqa: ASYNC110 - uvicorn sets no event
-        await asyncio.sleep(0.01)
+async def _welcome(server: uvicorn.Server, gateway: Gateway, run: _Run) -> None:
+    settings = gateway.settings
+    while not (server.started and gateway.engines.is_ready):  # noqa: ASYNC110 - neither sets an event
+        await asyncio.sleep(0.05)
     # An address that means "every address" is one to listen on, not one to call.
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - not bound here
     base_url = f"http://{host}:{settings.port}/v1"

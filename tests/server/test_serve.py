@@ -58,6 +58,32 @@ async def test_serves_before_a_running_engine_until_told_to_stop(
         assert await asyncio.to_thread(process.wait, 120) == 0
 
 
+async def test_told_what_the_engines_serve_it_starts_before_them(
+    cued_engine: Any, checkpoint_path: Path, free_port: int, chat: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cued_engine.model = "not yet"
+    monkeypatch.setenv("LAID_CONTEXT_LENGTH", "2048")
+    arguments = (str(checkpoint_path), "--upstream", cued_engine.url, "--model", "tiny", "--port", str(free_port))
+    with laid_serve(*arguments) as process:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_port}", timeout=60) as client:
+
+            async def answers(path: str, status: int) -> bool:
+                try:
+                    return (await client.get(path)).status_code == status
+                except httpx.TransportError:
+                    return False
+
+            await _until(lambda: answers("/health", 200))
+            assert await answers("/ready", 503)
+            assert (await client.post("/v1/chat/completions", json=chat())).status_code == 503
+            assert (await client.post("/v1/chat/completions/input_tokens", json=chat())).json()["fits"]
+
+            cued_engine.model = "tiny"
+
+            await _until(lambda: answers("/ready", 200))
+        await asyncio.to_thread(read_until, process, "Ctrl-C ends it")
+
+
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
     deadline = time.monotonic() + 60
     while not await condition():
