@@ -145,7 +145,11 @@ def measure_spectra(reproduction: Reproduction, arms: Sequence[Arm]) -> None:
     # SelfExtend is a way to run the base, not a checkpoint.
     models = [f"{arm.title}={reproduction.checkpoint(arm, scale.seeds[0])}" for arm in arms if not arm.self_extend]
     asked = ("--images", *scale.spectrum_sizes, "--seed", ITEM_SEED)
-    reproduction.steps.run(out / "log.txt", "spectrum", *models, *asked, "--out", out)
+    try:
+        reproduction.steps.run(out / "log.txt", "spectrum", *models, *asked, "--out", out)
+    except BaseException:
+        reproduction.steps.stop()
+        raise
 
 
 def _make_yarn(source: Path, folder: Path) -> None:

@@ -70,6 +70,26 @@ def test_ctrl_c_stops_what_runs_and_the_rest_never_begins(tmp_path: Path) -> Non
     assert not running
 
 
+def test_ctrl_c_stops_the_spectra(tmp_path: Path) -> None:
+    program = (
+        "from pathlib import Path; from distill.reproduction.arms import ARMS; "
+        "from distill.reproduction.command import FULL; "
+        "from distill.reproduction.run import Reproduction, measure_spectra; "
+        f"measure_spectra(Reproduction(folder=Path({str(tmp_path)!r}), scale=FULL), ARMS[:1])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        log = tmp_path / "spectra" / "log.txt"
+        while not log.exists() or "spectrum:" not in log.read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait() != 0
+    running = [child for child in psutil.process_iter(["cmdline"]) if str(tmp_path) in (child.info["cmdline"] or ())]
+    assert not psutil.wait_procs(running, timeout=60)[1]
+
+
 def test_an_unknown_row_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "--only", "sftt", "--out", str(tmp_path)]) == 1
     assert "--only: 'sftt', expected one of base, yarn, self-extend" in capsys.readouterr().err
