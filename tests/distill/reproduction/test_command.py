@@ -86,8 +86,13 @@ def test_ctrl_c_stops_the_spectra(tmp_path: Path) -> None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         assert process.wait() != 0
-    running = [child for child in psutil.process_iter(["cmdline"]) if str(tmp_path) in (child.info["cmdline"] or ())]
-    assert not psutil.wait_procs(running, timeout=60)[1]
+    running = [
+        child
+        for child in psutil.process_iter(["cmdline"])
+        if any(str(tmp_path) in word for word in child.info["cmdline"] or ())
+    ]
+    _, alive = psutil.wait_procs(running, timeout=60)
+    assert not alive
 
 
 def test_an_unknown_row_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
