@@ -72,10 +72,12 @@ def test_ctrl_c_stops_what_runs_and_the_rest_never_begins(tmp_path: Path) -> Non
 
 def test_ctrl_c_stops_the_spectra(tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from distill.reproduction.arms import ARMS; "
+        "from dataclasses import replace; from pathlib import Path; from distill.reproduction.arms import ARMS; "
         "from distill.reproduction.command import FULL; "
         "from distill.reproduction.run import Reproduction, measure_spectra; "
-        f"measure_spectra(Reproduction(folder=Path({str(tmp_path)!r}), scale=FULL), ARMS[:1])"
+        # Half an hour's work, so that it does not end by itself.
+        f"scale = replace(FULL, spectrum_sizes=(500,)); folder = Path({str(tmp_path)!r}); "
+        "measure_spectra(Reproduction(folder=folder, scale=scale), ARMS[:1])"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stderr=subprocess.DEVNULL, start_new_session=True
