@@ -7,8 +7,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from server.engines.cli import main as laid_engine
 
+from server.engines.cli import main as laid_engine
 from server.routes import status
 from server.settings import Settings, check_environment
 from server.telemetry.metrics import Metrics
