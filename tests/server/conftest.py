@@ -140,8 +140,8 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def _serving(app: ASGIApp, **options: Any) -> AsyncIterator[str]:
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=2, **options)
+async def _serving(app: ASGIApp, *, port: int = 0, **options: Any) -> AsyncIterator[str]:
+    config = uvicorn.Config(app, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=2, **options)
     server = _Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:
@@ -207,13 +207,13 @@ def engine_that() -> Callable[[Callable[[Request], Awaitable[Response]]], ASGIAp
 
 
 @pytest.fixture
-async def start_cued_engine() -> AsyncIterator[Callable[[], Awaitable[CuedEngine]]]:
+async def start_cued_engine() -> AsyncIterator[Callable[..., Awaitable[CuedEngine]]]:
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start() -> CuedEngine:
+        async def start(port: int = 0) -> CuedEngine:
             engine = CuedEngine()
             serving = await stack.enter_async_context(contextlib.AsyncExitStack())
-            engine.url = await serving.enter_async_context(_serving(engine.app()))
+            engine.url = await serving.enter_async_context(_serving(engine.app(), port=port))
             engine.stop = serving.aclose
             return engine
 

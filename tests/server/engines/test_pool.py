@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 Start = Callable[..., Awaitable[httpx.AsyncClient]]
-StartEngine = Callable[[], Awaitable[Any]]
+StartEngine = Callable[..., Awaitable[Any]]
 Make = Callable[..., Any]
 CHAT = "/v1/chat/completions"
 PATIENCE_SECONDS = 60
@@ -213,6 +213,26 @@ async def test_an_engine_that_serves_something_else_stays_out(
         return await metric(gateway, "laid_engine_up", engine="1") == 1
 
     await eventually(is_up)
+
+
+async def test_engines_that_are_not_there_yet_are_taken_in_when_they_come(
+    start_gateway: Start, start_cued_engine: StartEngine, chat: Make, free_port: int
+) -> None:
+    """As in a cluster that scales its engines: a name that does not resolve, an address where nobody listens."""
+    upstream = ["http://engine-1.invalid:8001", f"http://127.0.0.1:{free_port}"]
+    gateway = await start_gateway(upstream=upstream, **LOOKS)
+    assert (await gateway.get("/health")).status_code == 200
+    assert (await gateway.get("/ready")).status_code == 503
+    assert (await gateway.post(CHAT, json=chat())).json()["error"]["code"] == "engine_unavailable"
+
+    await start_cued_engine(port=free_port)
+
+    async def is_ready() -> bool:
+        return (await gateway.get("/ready")).status_code == 200
+
+    await eventually(is_ready)
+    assert (await gateway.post(CHAT, json=chat())).status_code == 200
+    assert [await metric(gateway, "laid_engine_up", engine=name) for name in "01"] == [0, 1]
 
 
 async def test_ready_while_any_engine_is(engines: list[Any], start_gateway: Start, chat: Make) -> None:
