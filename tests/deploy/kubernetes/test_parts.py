@@ -47,10 +47,47 @@ def test_the_settings_are_settings(overlay: Overlay, tmp_path: Path, monkeypatch
 def test_gateway_and_engine_agree(overlay: Overlay) -> None:
     settings, options = overlay.settings(), overlay.engine_options()
 
+    assert overlay.command("gateway") == ["laid-serve", settings["LAID_CHECKPOINT"]]
+    assert overlay.command("engine")[:2] == ["laid-engine", settings["LAID_CHECKPOINT"]]
+    for name in ("gateway", "engine"):
+        mounts = {each["mountPath"] for each in overlay.pod(name).container["volumeMounts"] if each.get("readOnly")}
+        assert str(Path(settings["LAID_CHECKPOINT"]).parent) in mounts
     assert options["model"] == settings["LAID_MODEL"]
     assert options["max-model-len"] == settings["LAID_CONTEXT_LENGTH"]
     assert options["max-images"] == settings["LAID_MAX_IMAGES"]
     assert overlay.pod("engine").ports["http"] == int(options["port"])
+
+
+def test_a_change_of_the_gateways_settings_starts_no_engine(overlay: Overlay) -> None:
+    shared = {name for name in overlay.environment("engine") if name.startswith("LAID_")}
+    assert shared == {"LAID_CHECKPOINT", "LAID_MODEL", "LAID_CONTEXT_LENGTH", "LAID_MAX_IMAGES"}
+
+
+def test_no_engine_refuses_for_minutes_what_it_calls_healthy(overlay: Overlay) -> None:
+    """With it vLLM 0.32 passes its health check while it drains, and answers new requests with 500."""
+    assert "shutdown-timeout" not in overlay.engine_options()
+
+
+def test_the_trial_has_the_miniature_students_context_length() -> None:
+    config = json.loads((CHECKPOINT / "config.json").read_text())
+
+    length = render("cpu-trial").settings()["LAID_CONTEXT_LENGTH"]
+    assert int(length) == config["text_config"]["max_position_embeddings"]
+
+
+def test_volumes_that_one_node_has_are_needed_on_one_node_only(overlay: Overlay) -> None:
+    """Either on the engine's node, of which there is one, or by a class for many nodes."""
+    affinity = overlay.pod("gateway").spec.get("affinity", {}).get("podAffinity", {})
+    terms = affinity.get("requiredDuringSchedulingIgnoredDuringExecution", ())
+    beside = [term["labelSelector"]["matchLabels"] for term in terms if term["topologyKey"] == "kubernetes.io/hostname"]
+    modes = {tuple(each["spec"]["accessModes"]) for each in overlay.of_kind("PersistentVolumeClaim").values()}
+
+    if modes == {("ReadWriteOnce",)}:
+        assert beside
+        assert is_selected(beside[0], overlay.pod("engine").labels)
+        assert overlay.of_kind("StatefulSet")["engine"]["spec"]["replicas"] == 1
+    else:
+        assert modes == {("ReadWriteMany",)}
 
 
 def test_the_engines_options_are_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,12 +135,13 @@ def test_redis_is_where_the_gateway_asks(overlay: Overlay) -> None:
 
 
 def test_probes_ask_what_is_answered(overlay: Overlay) -> None:
-    paths = {"gateway": {status.HEALTH, status.READY}, "engine": {"/health"}}
+    paths = {"http": {"/health"}}
     for pod in overlay.pods():
+        is_gateway = pod.labels["app.kubernetes.io/name"] == "gateway"
         for name in ("startupProbe", "livenessProbe", "readinessProbe"):
             if (get := pod.container.get(name, {}).get("httpGet")) is not None:
-                assert get["path"] in paths[pod.labels["app.kubernetes.io/name"]]
                 assert get["port"] in pod.ports
+                assert get["path"] in ({status.HEALTH, status.READY} if is_gateway else paths[get["port"]])
     gateway = overlay.pod("gateway").container
     assert gateway["readinessProbe"]["httpGet"]["path"] == status.READY
     assert gateway["livenessProbe"]["httpGet"]["path"] == status.HEALTH
@@ -156,6 +194,7 @@ def test_pods_have_no_rights_that_they_do_not_need(overlay: Overlay) -> None:
     for pod in overlay.pods():
         assert pod.spec["securityContext"]["runAsNonRoot"], pod.owner
         assert pod.spec["securityContext"]["runAsUser"] > 0
+        assert pod.spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert pod.spec["automountServiceAccountToken"] is False
         # A Service's variables could be refused as unknown settings.
         assert pod.spec["enableServiceLinks"] is False

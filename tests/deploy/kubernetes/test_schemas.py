@@ -3,8 +3,9 @@
 import warnings
 
 import pytest
+import yaml
 
-from tests.deploy.kubernetes.manifests import Overlay
+from tests.deploy.kubernetes.manifests import FOLDER, Overlay, render
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -32,6 +33,20 @@ def test_every_pod(overlay: Overlay) -> None:
     for pod in overlay.pods():
         manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", **pod.template["metadata"]}}
         kubernetes_validate.validate(manifest | {"spec": pod.spec}, version, strict=True)
+
+
+def test_the_pod_that_loads_a_checkpoint() -> None:
+    """It writes where the others read."""
+    manifest = yaml.safe_load((FOLDER / "load-checkpoint.yaml").read_text())
+    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+    gateway = render("one-gpu").pod("gateway")
+    assert manifest["spec"]["containers"][0]["image"] == gateway.container["image"]
+    assert manifest["spec"]["securityContext"] == gateway.spec["securityContext"]
+    (volume,) = manifest["spec"]["volumes"]
+    assert volume in gateway.volumes
+    (mount,) = manifest["spec"]["containers"][0]["volumeMounts"]
+    assert mount | {"readOnly": True} in gateway.container["volumeMounts"]
 
 
 def test_a_wrong_word_is_found(overlay: Overlay) -> None:
