@@ -12,11 +12,12 @@ from server.engines.cli import main as laid_engine
 from server.routes import status
 from server.settings import Settings, check_environment
 from server.telemetry.metrics import Metrics
-from tests.deploy.kubernetes.manifests import OVERLAYS, ROOT, Overlay, render
+from tests.deploy.kubernetes.manifests import FOLDER, OVERLAYS, ROOT, Overlay, render
 
 CHECKPOINT = ROOT / "distill" / "miniature" / "checkpoints" / "base"
 MADE_BY_HAND = {"gateway": {"keys.toml", "image-secret"}}
 """Secrets, as the README says to make them."""
+RAY_AGENT_HEALTH = "/api/local_raylet_healthz"
 
 
 def settings_of(overlay: Overlay, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
@@ -90,6 +91,26 @@ def test_volumes_that_one_node_has_are_needed_on_one_node_only(overlay: Overlay)
         assert modes == {("ReadWriteMany",)}
 
 
+def test_gpus_are_as_many_as_the_engine_divides_itself_over() -> None:
+    ray = render("ray")
+    options = ray.engine_options()
+    (workers,) = ray.of_kind("RayCluster")["engine"]["spec"]["workerGroupSpecs"]
+    gpus = {
+        int(pod.container["resources"]["limits"]["nvidia.com/gpu"]) for pod in ray.pods() if "RayCluster" in pod.owner
+    }
+
+    assert gpus == {int(options["tensor-parallel-size"])}
+    assert int(options["pipeline-parallel-size"]) == 1 + workers["replicas"]
+
+
+def test_ray_is_of_one_version() -> None:
+    cluster = render("ray").of_kind("RayCluster")["engine"]
+    dockerfile = (FOLDER / "overlays" / "ray" / "Dockerfile").read_text()
+
+    assert f"ray[default]=={cluster['spec']['rayVersion']}" in dockerfile
+    assert all(pod.container["image"] in dockerfile for pod in render("ray").pods() if "RayCluster" in pod.owner)
+
+
 def test_the_engines_options_are_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
     """By vLLM's own parser, which takes seconds to import: once for all overlays."""
     options = [render(name).engine_options() for name in OVERLAYS]
@@ -135,13 +156,15 @@ def test_redis_is_where_the_gateway_asks(overlay: Overlay) -> None:
 
 
 def test_probes_ask_what_is_answered(overlay: Overlay) -> None:
-    paths = {"http": {"/health"}}
+    paths = {"http": {"/health"}, "agent": {RAY_AGENT_HEALTH}}
     for pod in overlay.pods():
         is_gateway = pod.labels["app.kubernetes.io/name"] == "gateway"
         for name in ("startupProbe", "livenessProbe", "readinessProbe"):
             if (get := pod.container.get(name, {}).get("httpGet")) is not None:
                 assert get["port"] in pod.ports
                 assert get["path"] in ({status.HEALTH, status.READY} if is_gateway else paths[get["port"]])
+        # KubeRay would add its own.
+        assert {"livenessProbe", "readinessProbe"} <= pod.container.keys()
     gateway = overlay.pod("gateway").container
     assert gateway["readinessProbe"]["httpGet"]["path"] == status.READY
     assert gateway["livenessProbe"]["httpGet"]["path"] == status.HEALTH
