@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 from server.engines.cli import main as laid_engine
 from server.routes import status
@@ -24,7 +25,10 @@ def settings_of(overlay: Overlay, folder: Path, monkeypatch: pytest.MonkeyPatch)
     """As the gateway reads them in its container, but for the places of its files."""
     for name, value in overlay.settings().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("LAID_IMAGE_SECRET", "0" * 64)
+    (secrets,) = [each["secret"] for each in overlay.pod("gateway").volumes if "secret" in each]
+    for item in secrets["items"]:
+        (folder / item["path"]).write_text("0" * 64)
+    monkeypatch.setenv("LAID_SECRETS_FOLDER", str(folder))
     monkeypatch.setenv("LAID_CHECKPOINT", str(CHECKPOINT))
     monkeypatch.setenv("LAID_KEYS_FILE", str(folder / "keys.toml"))
     check_environment(overlay.settings())
@@ -43,6 +47,9 @@ def test_the_settings_are_settings(overlay: Overlay, tmp_path: Path, monkeypatch
     assert overlay.pod("gateway").ports["http"] == settings.port
     mounts = {mount["mountPath"] for mount in overlay.pod("gateway").container["volumeMounts"]}
     assert {overlay.settings()["LAID_FILES_FOLDER"], str(Path(overlay.settings()["LAID_KEYS_FILE"]).parent)} <= mounts
+    assert overlay.settings()["LAID_SECRETS_FOLDER"] in mounts
+    assert settings.image_secret is not None
+    assert settings.image_secret.get_secret_value() == "0" * 64
 
 
 def test_gateway_and_engine_agree(overlay: Overlay) -> None:
@@ -149,6 +156,12 @@ def test_every_engine_has_a_name_that_the_gateway_knows(overlay: Overlay) -> Non
     assert service["spec"]["clusterIP"] == "None"
 
 
+def test_redis_is_the_one_of_compose() -> None:
+    services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
+
+    assert render("many-gpus").pod("redis").container["image"] == services["redis"]["image"]
+
+
 def test_redis_is_where_the_gateway_asks(overlay: Overlay) -> None:
     url = urlsplit(overlay.settings()["LAID_LIMITS_STORAGE"])
     assert url.hostname is not None
@@ -204,9 +217,8 @@ def test_what_is_referred_to_is_there(overlay: Overlay) -> None:
                 ]
             else:
                 assert "emptyDir" in volume
-        for variable in pod.container.get("env", ()):
-            if (secret := variable.get("valueFrom", {}).get("secretKeyRef")) is not None:
-                assert secret["key"] in MADE_BY_HAND[secret["name"]]
+        # Secrets come as files.
+        assert all("value" in variable for variable in pod.container.get("env", ()))
         for source in pod.container.get("envFrom", ()):
             assert source["configMapRef"]["name"] in maps
     readme = (ROOT / "deploy" / "kubernetes" / "README.md").read_text()
