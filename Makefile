@@ -5,6 +5,7 @@
 # make test-reproduce         a short form of it, in minutes
 # make check                  ruff and mypy alone
 # make bench [QUICK=1]        every benchmark; figures into runs/bench
+# make try-images             builds the images and runs deploy/compose.yaml without Docker, as root
 # make install                the virtual environment alone
 # make build-miniature        retrain the committed teacher and base student (about an hour)
 SHELL := /bin/sh
@@ -16,7 +17,7 @@ PY := .venv/bin/python
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: serve test test-vllm test-reproduce reproduce check bench install student build-miniature clean
+.PHONY: serve test test-vllm test-reproduce reproduce check bench install student try-images build-miniature clean
 
 ifdef MODEL
 serve: install
@@ -69,6 +70,9 @@ bench: install
 		echo "== benchmarks/$$name.py"; \
 		$(PY) benchmarks/$$name.py $(if $(QUICK),--quick) --json runs/bench/$$name.json || exit 1; \
 	done
+
+try-images: install
+	$(PY) deploy/try_images.py --engine
 
 build-miniature: install
 	$(PY) -m distill miniature build
