@@ -29,7 +29,7 @@ CHECKPOINT = ROOT / "distill/miniature/checkpoints/base"
 EPILOG = """\
 needs, as root: apt-get install --no-install-recommends \\
     debootstrap buildah podman runc catatonit netavark aardvark-dns iptables
-the whole takes from ten minutes to an hour, by the package index and the cores; with --engine 15 GB of disk."""
+the whole takes a quarter of an hour and more, by the package index and the cores, and with --engine 15 GB of disk."""
 FILES = "nofile=8192"
 STAND_INS = {
     "redis": "RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server >/dev/null\n",
