@@ -146,8 +146,8 @@ async def _serve_gateway(settings: Settings, run: _Run, supervisor: Supervisor |
 def _spare_garbage_collector() -> None:
     """Leaves what was made at start out of every later search for garbage, and searches less often.
 
-    A request's objects go when their last reference does. Searching at every 700 of them, Python's default, finds
-    nothing and takes a twentieth of the time of a short request.
+    A request's objects go when their last reference does: searching at every 700 of them, Python's default, finds
+    nothing.
     """
     gc.collect()
     gc.freeze()
