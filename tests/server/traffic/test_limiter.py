@@ -168,9 +168,8 @@ async def test_a_redis_that_hangs_holds_nobody_up(
     assert [answer.status_code for answer in answers] == [200] * 3
 
 
-async def test_requests_at_the_same_time(
-    cued_engine: Any, start_gateway: Start, chat: Make, key_file: KeyFile, storage: str
-) -> None:
+def held_by(cued_engine: Any) -> tuple[asyncio.Semaphore, asyncio.Event]:
+    """Lets the engine hold every request: what is released as one comes, and what lets them go on."""
     entered, go_on = asyncio.Semaphore(0), asyncio.Event()
 
     async def hold(request: Any) -> Any:
@@ -179,6 +178,13 @@ async def test_requests_at_the_same_time(
         return await cued_engine.chat(request)
 
     cued_engine.answer = hold
+    return entered, go_on
+
+
+async def test_requests_at_the_same_time(
+    cued_engine: Any, start_gateway: Start, chat: Make, key_file: KeyFile, storage: str
+) -> None:
+    entered, go_on = held_by(cued_engine)
     gateway = await start_gateway(keys_file=key_file(concurrency=2), limits_storage=storage, **PATIENCE)
     leaving, staying = [asyncio.create_task(gateway.post(CHAT, json=chat(), headers=ALICE)) for _ in range(2)]
     for _ in range(2):
@@ -204,14 +210,7 @@ async def test_requests_at_the_same_time(
 async def test_requests_at_the_same_time_through_two_gateways(
     cued_engine: Any, start_gateway: Start, chat: Make, key_file: KeyFile, redis: Any
 ) -> None:
-    entered, go_on = asyncio.Semaphore(0), asyncio.Event()
-
-    async def hold(request: Any) -> Any:
-        entered.release()
-        await go_on.wait()
-        return await cued_engine.chat(request)
-
-    cued_engine.answer = hold
+    entered, go_on = held_by(cued_engine)
     path = key_file(concurrency=2)
     first, second = [await start_gateway(keys_file=path, limits_storage=redis.url, **PATIENCE) for _ in range(2)]
     held = [asyncio.create_task(gateway.post(CHAT, json=chat(), headers=ALICE)) for gateway in (first, second)]
