@@ -5,32 +5,43 @@ import math
 from collections.abc import Awaitable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from limits import RateLimitItem, RateLimitItemPerMinute
+import msgspec
+from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage
-from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from server.errors import RateLimitError
 from server.telemetry.metrics import Metrics
 from server.traffic.caller import Caller
 from server.traffic.storage import PREFIX, Storage
-from server.traffic.windows import Window, format_duration
+from server.traffic.windows import WINDOW_SECONDS, Window, format_duration
 
 T = TypeVar("T")
 Kind = Literal["requests", "tokens", "images"]
 Costs = Mapping[Kind, int]
-Items = Mapping[Kind, RateLimitItem]
 Windows = Mapping[Kind, Window]
+
+
+class _Limit(msgspec.Struct, frozen=True):
+    """One limit of a key, and what a request takes of it."""
+
+    amount: int
+    key: str
+    """Under which it is counted."""
+    cost: int
 
 
 class Limiter:
     """Limits a minute, as sliding window counters: two numbers a limit however large it is, and a check and its
-    count are one step, in Redis a script. (A moving window would keep an entry for every single token.)"""
+    count are one step, in Redis a script. (A moving window would keep an entry for every single token.)
+
+    It asks the storage itself, as `limits.aio.strategies.SlidingWindowCounterRateLimiter` does: a request's limits
+    are read and counted under names that are made once.
+    """
 
     def __init__(self, storage: Storage, metrics: Metrics) -> None:
         self._metrics = metrics.traffic
         self._storage = storage
         self._counters = _counters(storage)
-        self._strategy = SlidingWindowCounterRateLimiter(self._counters)
 
     async def spend(self, caller: Caller, costs: Costs, headers: MutableMapping[str, str]) -> None:
         """Counts a request's use, all of it or, where one limit is too small, nothing; says what is left in `headers`.
@@ -38,14 +49,14 @@ class Limiter:
         Raises:
             GatewayError: 429 over a limit; 503 where the limits cannot be read and the settings say not to go on.
         """
-        items = {
-            kind: RateLimitItemPerMinute(limit, namespace="laid")
-            for kind in costs
-            if (limit := getattr(caller.limits, f"{kind}_per_minute")) is not None
+        limits = {
+            kind: _Limit(amount, RateLimitItemPerMinute(amount, namespace="laid").key_for(caller.name, kind), cost)
+            for kind, cost in costs.items()
+            if (amount := getattr(caller.limits, f"{kind}_per_minute")) is not None
         }
-        if not items:
+        if not limits:
             return
-        counted = await self._storage.attempt(self._count(caller.name, items, costs))
+        counted = await self._storage.attempt(self._count(limits))
         if counted is None:
             return
         is_counted, windows = counted
@@ -56,24 +67,24 @@ class Limiter:
         if not is_counted:
             raise self._refusal(windows, costs)
 
-    async def _count(self, name: str, items: Items, costs: Costs) -> tuple[bool, Windows]:
+    async def _count(self, limits: Mapping[Kind, _Limit]) -> tuple[bool, Windows]:
         """Whether the use was counted, and the limits' state after that."""
-        windows = await self._read(name, items)
-        if any(window.remaining < costs[kind] for kind, window in windows.items()):
+        windows = await self._read(limits)
+        if any(windows[kind].remaining < limit.cost for kind, limit in limits.items()):
             return False, windows
-        hits = (self._strategy.hit(item, name, kind, cost=costs[kind]) for kind, item in items.items())
-        if all(await self._all(hits)):
-            return True, {kind: window.after(costs[kind]) for kind, window in windows.items()}
+        hit = self._counters.acquire_sliding_window_entry
+        taken = [limit for limit in limits.values() if limit.cost]
+        if all(await self._all(hit(limit.key, limit.amount, WINDOW_SECONDS, limit.cost) for limit in taken)):
+            return True, {kind: windows[kind].after(limit.cost) for kind, limit in limits.items()}
         # Another request was faster, since the look and before the count.
-        return False, await self._read(name, items)
+        return False, await self._read(limits)
 
-    async def _read(self, name: str, items: Items) -> Windows:
-        async def read(kind: Kind, item: RateLimitItem) -> Window:
-            state = await self._counters.get_sliding_window(item.key_for(name, kind), item.get_expiry())
-            return Window(item.amount, *state)
-
-        windows = await self._all(read(kind, item) for kind, item in items.items())
-        return dict(zip(items, windows, strict=True))
+    async def _read(self, limits: Mapping[Kind, _Limit]) -> Windows:
+        read = self._counters.get_sliding_window
+        states = await self._all(read(limit.key, WINDOW_SECONDS) for limit in limits.values())
+        return {
+            kind: Window(limit.amount, *state) for (kind, limit), state in zip(limits.items(), states, strict=True)
+        }
 
     async def _all(self, works: Iterable[Awaitable[T]]) -> Sequence[T]:
         """Their results: from Redis in one round trip's time, from memory without a task for each."""

@@ -40,10 +40,11 @@ class Storage:
         Raises:
             GatewayError: 503 where they say not to.
         """
-        # This process's own memory needs no such bound, and a busy loop is no reason to go on without limits.
-        limit = None if self.pool is None else self._settings.limits_timeout_seconds
+        if self.pool is None:
+            # This process's own memory answers, and a busy loop is no reason to go on without limits.
+            return await work
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(self._settings.limits_timeout_seconds):
                 result = await work
         except (TimeoutError, OSError, RedisError) as error:
             self._note(error)

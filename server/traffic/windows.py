@@ -1,13 +1,13 @@
 """The state of one limit a minute: what is left of it, and when there will be more."""
 
 import math
-from dataclasses import dataclass, replace
+
+import msgspec
 
 WINDOW_SECONDS = 60
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(msgspec.Struct, frozen=True):
     """A sliding window counter, as `limits` keeps it: the last minute's use is the current window's, and as much of
     the previous window's as still reaches into that minute."""
 
@@ -26,7 +26,13 @@ class Window:
 
     def after(self, cost: int) -> "Window":
         """The state once `cost` is counted."""
-        return replace(self, current=self.current + cost, current_seconds=self.current_seconds or 2.0 * WINDOW_SECONDS)
+        return Window(
+            self.limit,
+            self.previous,
+            self.previous_seconds,
+            self.current + cost,
+            self.current_seconds or 2.0 * WINDOW_SECONDS,
+        )
 
     def seconds_until(self, cost: int) -> float:
         """How long until `cost`, at most the limit, is left, if nothing is used until then."""
