@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -151,8 +151,7 @@ class Exchange(Response):
         return await asyncio.get_running_loop().run_in_executor(self._gateway.threads, step, *arguments)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Loaded:
+class _Loaded(msgspec.Struct, frozen=True, kw_only=True):
     """A draft whose images are all on this machine, or known not to be."""
 
     draft: Draft

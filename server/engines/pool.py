@@ -46,7 +46,7 @@ class EnginePool:
         for engine in self._engines.values():
             engine.close()
 
-    async def ask(self, key: bytes, request: Callable[[Upstream], Awaitable[Answer]]) -> Answer:
+    async def ask(self, key: Callable[[], bytes], request: Callable[[Upstream], Awaitable[Answer]]) -> Answer:
         """The answer of the engine to which `key` belongs or, if that cannot be had, of one other.
 
         Only one other, and only here, before the client got a byte: a request that ends an engine cannot go round
@@ -64,7 +64,7 @@ class EnginePool:
         self._metrics.count_failover()
         return await request(self.choose(key, without=first))
 
-    def choose(self, key: bytes, *, without: Upstream | None = None) -> Upstream:
+    def choose(self, key: Callable[[], bytes], *, without: Upstream | None = None) -> Upstream:
         """The first engine in the key's order that is up and is not much fuller than the others.
 
         How much is the setting `engine_load_factor`, over the mean of all (consistent hashing with bounded loads,
@@ -80,7 +80,7 @@ class EnginePool:
             return next(iter(up.values()))
         mean = (sum(engine.num_requests for engine in up.values()) + 1) / len(up)
         limit = max(self._settings.engine_spill_requests, math.ceil(self._settings.engine_load_factor * mean))
-        ranked = [up[url] for url in rank(key, up)]
+        ranked = [up[url] for url in rank(key(), up)]
         return next((engine for engine in ranked if engine.num_requests < limit), ranked[0])
 
     def unavailable(self) -> EngineUnavailableError:

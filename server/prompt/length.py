@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from server.errors import BadRequestError, Reason
 from server.prompt.prompt_counter import PromptCount
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """A counted prompt, and the names that its parts have in the request."""
 
     count: PromptCount

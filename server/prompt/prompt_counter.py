@@ -1,10 +1,10 @@
 """Counts a prompt's tokens exactly as the engine will, without the engine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Any
 
+import msgspec
 from tokenizers import Tokenizer
 
 from server.checkpoint import Checkpoint, CheckpointError
@@ -14,8 +14,7 @@ from server.prompt.chat_template import ChatTemplate, TemplateRefusalError
 from server.requests.conversation import Conversation, template_messages
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptCount:
+class PromptCount(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of one prompt."""
 
     prompt_tokens: int
@@ -125,7 +124,7 @@ class PromptCounter:
         for path, text in chain(conversation.texts(), conversation.joined_texts()):
             normal = text if normalizer is None or text.isascii() else normalizer.normalize_str(text)
             for token in self._reserved:
-                if token in text or token in normal:
+                if token in text or (normal is not text and token in normal):
                     raise BadRequestError(
                         Reason.RESERVED_TOKEN,
                         f"{path} contains {token!r}, which is reserved for the model's own control tokens.",
@@ -142,7 +141,11 @@ class PromptCounter:
                 )
 
     def _count_plain(self, prompt: str | list[int]) -> int:
-        return len(self._tokenizer.encode(prompt).ids if isinstance(prompt, str) else prompt)
+        return len(self._ids(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt)
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """As `encode` gives them, which also finds each token's place in the text."""
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def count(self, conversation: Conversation, sizes: list[ImageSize], **variables: Any) -> PromptCount:
         """Counts the whole prompt.
@@ -167,7 +170,7 @@ class PromptCounter:
                 f"The model's chat template refuses these messages: {error}",
                 param=conversation.name,
             ) from None
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self._ids(text, add_special_tokens=False)
         places = [place for place, token in enumerate(ids) if token == self._image_id]
         if len(places) != len(sizes):
             raise BadRequestError(

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
 
 from server.checkpoint import EffectiveWindow
 from server.errors import BadRequestError, Reason
@@ -14,8 +15,7 @@ from server.prompt.prompt_counter import PromptCount
 from server.prompt.window_policy import POLICY_HEADER, WindowPolicy
 
 
-@dataclass(frozen=True, kw_only=True)
-class WindowUse:
+class WindowUse(msgspec.Struct, frozen=True, kw_only=True):
     """A prompt within its windows."""
 
     count: PromptCount
@@ -97,34 +97,44 @@ class Windows:
             BadRequestError: too long for the model, for this server's limits or, unless the policy is `warn`, for
                 the effective window.
         """
-        count, note = prompt.count, ""
-        fitted = dict(earlier) if policy is WindowPolicy.FIT else {}
+        count, fitted, note = prompt.count, dict[int, ImageSize](), ""
+        if policy is WindowPolicy.FIT:
+            count, fitted, note = self._fit(prompt, sizes, first=first, earlier=earlier)
+        seen = prompt if count is prompt.count else msgspec.structs.replace(prompt, count=count)
+        self._limits.check(seen, note)
+        if policy is not WindowPolicy.WARN:
+            self._check_effective(seen, note)
+        return self._use(count, prompt.count, fitted)
+
+    def use(self, count: PromptCount) -> WindowUse:
+        """What a prompt takes of the windows, whether or not it would be admitted."""
+        return self._use(count, count, {})
+
+    def _use(self, count: PromptCount, original: PromptCount, fitted: Mapping[int, ImageSize]) -> WindowUse:
+        return WindowUse(
+            count=count,
+            original=original,
+            fitted=fitted,
+            context_length=self._limits.context_length,
+            effective=self._effective,
+        )
+
+    def _fit(
+        self, prompt: Prompt, sizes: Sequence[ImageSize], *, first: int, earlier: Mapping[int, ImageSize]
+    ) -> tuple[PromptCount, dict[int, ImageSize], str]:
+        """The prompt's count with smaller images, their sizes, and a note where that would not have been enough."""
+        count, fitted = prompt.count, dict(earlier)
         if fitted:
             sizes = [fitted.get(place, size) for place, size in enumerate(sizes)]
             count = count.with_image_tokens([self._rule.count(size) for size in sizes])
         room = self._limits.room(prompt, self._end)
-        if policy is WindowPolicy.FIT and count.total_image_tokens > room:
-            fit = fit_images(sizes, self._rule, first=first, max_image_tokens=room)
-            fitted_count = count.with_image_tokens(fit.image_tokens)
-            if fitted_count.total_image_tokens <= room:
-                count, fitted = fitted_count, {**fitted, **fit.sizes}
-            else:
-                note = _unfittable(len(sizes) - first, fitted_count.prompt_tokens)
-        seen = replace(prompt, count=count)
-        self._limits.check(seen, note)
-        if policy is not WindowPolicy.WARN:
-            self._check_effective(seen, note)
-        return replace(self.use(prompt.count), count=count, fitted=fitted)
-
-    def use(self, count: PromptCount) -> WindowUse:
-        """What a prompt takes of the windows, whether or not it would be admitted."""
-        return WindowUse(
-            count=count,
-            original=count,
-            fitted={},
-            context_length=self._limits.context_length,
-            effective=self._effective,
-        )
+        if count.total_image_tokens <= room:
+            return count, fitted, ""
+        fit = fit_images(sizes, self._rule, first=first, max_image_tokens=room)
+        fitted_count = count.with_image_tokens(fit.image_tokens)
+        if fitted_count.total_image_tokens <= room:
+            return fitted_count, {**fitted, **fit.sizes}, ""
+        return count, fitted, _unfittable(len(sizes) - first, fitted_count.prompt_tokens)
 
     @property
     def _end(self) -> int | None:

@@ -1,11 +1,14 @@
 """Decides on a request before the engine sees it: parses, checks, counts."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
+
+import msgspec
 
 from server.engines.affinity import affinity_key
 from server.errors import BadRequestError
+from server.media.images import ImageSize
 from server.media.request_images import ImageChecker, RequestImage
 from server.media.source import Content, ImageError, PlacedSource
 from server.prompt.length import Prompt
@@ -23,8 +26,7 @@ Parse = Callable[[bytes, Settings], Draft]
 """How one route's body becomes a draft; raises GatewayError for the first thing wrong."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True, kw_only=True):
     """A request that may go to the engine."""
 
     parameters: Parameters
@@ -35,8 +37,8 @@ class Admitted:
     """What the engine gets."""
     images: Sequence[RequestImage]
     """In the order of the prompt."""
-    affinity: bytes
-    """What it has in common with the requests whose engine should serve it."""
+    affinity: Callable[[], bytes]
+    """What it has in common with the requests whose engine should serve it; made where there is a choice."""
 
     @property
     def count(self) -> PromptCount:
@@ -54,8 +56,7 @@ class Admitted:
         return sum(image.size.pixels for image in self.images)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """A request that was counted and goes nowhere."""
 
     name: str
@@ -110,12 +111,12 @@ class Admission:
         images, prompt = self._count(draft, sources, loaded, tenant)
         # By the images as they were sent: a later turn sends them so again.
         names = [image.uuid for image in images]
-        affinity = affinity_key(tenant, draft.conversation, names)
+        affinity = partial(affinity_key, tenant, draft.conversation, names)
         window = self._admit(draft, images, prompt, policy, affinity)
         images = self._images.verify(images)
         if window.fitted:
             images = self._images.resize(images, window.fitted, tenant)
-            self._fits.remember(affinity, names, window.fitted)
+            self._fits.remember(affinity(), names, window.fitted)
         return Admitted(
             parameters=draft.parameters,
             engine_path=draft.engine_path,
@@ -141,7 +142,7 @@ class Admission:
         """
         images, prompt = self._count(draft, sources, loaded, tenant)
         window, refusal = self._windows.use(prompt.count), None
-        affinity = affinity_key(tenant, draft.conversation, [image.uuid for image in images])
+        affinity = partial(affinity_key, tenant, draft.conversation, [image.uuid for image in images])
         try:
             window = self._admit(draft, images, prompt, policy, affinity)
         except BadRequestError as error:
@@ -165,10 +166,17 @@ class Admission:
         return images, prompt
 
     def _admit(
-        self, draft: Draft, images: list[RequestImage], prompt: Prompt, policy: WindowPolicy, affinity: bytes
+        self,
+        draft: Draft,
+        images: list[RequestImage],
+        prompt: Prompt,
+        policy: WindowPolicy,
+        affinity: Callable[[], bytes],
     ) -> WindowUse:
-        first = draft.conversation.num_earlier_images()
-        earlier = self._fits.recall(affinity, [image.uuid for image in images[:first]])
+        first = draft.conversation.num_earlier_images() if images else 0
+        earlier: Mapping[int, ImageSize] = {}
+        if first and policy is WindowPolicy.FIT:
+            earlier = self._fits.recall(affinity(), [image.uuid for image in images[:first]])
         return self._windows.admit(prompt, [image.size for image in images], policy, first=first, earlier=earlier)
 
 

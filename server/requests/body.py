@@ -1,8 +1,8 @@
 """Reads a request's body under limits on size, time and memory."""
 
 import asyncio
-from dataclasses import dataclass
 
+import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from server.errors import GatewayError, Reason
@@ -10,8 +10,7 @@ from server.settings import Settings
 from server.traffic.lanes import Lanes, Room
 
 
-@dataclass(frozen=True)
-class Body:
+class Body(msgspec.Struct, frozen=True):
     """A request's whole body, and the memory that it may take; whoever has it gives that back."""
 
     content: bytearray

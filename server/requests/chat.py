@@ -26,7 +26,7 @@ def parse_chat(body: bytes, settings: Settings) -> Draft:
         GatewayError: the first thing wrong.
     """
     raw = split_body(body)
-    check_names(set(raw), ALLOWED | settings.allowed_parameters, REFUSED)
+    check_names(raw, REFUSED, ALLOWED, settings.allowed_parameters)
     parameters = read_parameters(decode_parameters(raw, settings, content="messages"), max_choices=settings.max_choices)
     check_model(parameters, settings.model)
     conversation = Conversation(

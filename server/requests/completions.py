@@ -29,7 +29,7 @@ def parse_completions(body: bytes, settings: Settings) -> Draft:
         GatewayError: the first thing wrong.
     """
     raw = split_body(body)
-    check_names(set(raw), ALLOWED_IN_COMPLETIONS | settings.allowed_parameters, REFUSED_IN_COMPLETIONS)
+    check_names(raw, REFUSED_IN_COMPLETIONS, ALLOWED_IN_COMPLETIONS, settings.allowed_parameters)
     values = decode_parameters(raw, settings, content="prompt")
     parameters = read_parameters({"max_tokens": DEFAULT_MAX_TOKENS} | values, max_choices=settings.max_choices)
     check_model(parameters, settings.model)

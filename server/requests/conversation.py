@@ -1,7 +1,6 @@
 """A request's messages: their shape, and the form in which the engine hands them to the chat template."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -86,8 +85,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
         return [TextPart(text=self.content)] if isinstance(self.content, str) else self.content
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageSource:
+class ImageSource(msgspec.Struct, frozen=True, kw_only=True):
     """Where one image of a request comes from."""
 
     path: str
@@ -95,8 +93,7 @@ class ImageSource:
     part: ImagePart | FilePart
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where in a request a message is."""
 
     message: str
@@ -105,8 +102,7 @@ class Place:
     """`messages[0].content`"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conversation:
+class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     """What the model is shown: messages, or for completions a plain prompt; and where the client wrote it."""
 
     messages: list[Message]
@@ -185,9 +181,11 @@ class Conversation:
         return None if self.tools is None else [template_tool(tool) for tool in self.tools]
 
     def joined_texts(self) -> Iterator[tuple[str, str]]:
-        """Path and joined texts of every message: templates put nothing between parts, so the model sees one text."""
+        """Path and joined texts of messages of several: templates put nothing between, so the model sees one text."""
         for place, message in self.walk():
-            yield place.content, "".join(part.text for part in message.parts() if isinstance(part, TextPart))
+            texts = [part.text for part in message.parts() if isinstance(part, TextPart)]
+            if len(texts) > 1:
+                yield place.content, "".join(texts)
 
 
 def template_messages(messages: list[Message], *, knows_developer: bool) -> list[dict[str, Any]]:

@@ -1,16 +1,16 @@
 """A request taken apart: one form for every route, so that counting, images, lanes and relay exist once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from server.requests.answer_form import AnswerForm
 from server.requests.conversation import Conversation
 from server.requests.parameters import Parameters
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
     """A request whose names, shape and text were checked; of its images only their places are known."""
 
     parameters: Parameters

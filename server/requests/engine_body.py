@@ -6,7 +6,6 @@ without its data where the engine holds it already.
 
 import asyncio
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
 
 import msgspec
 import pybase64
@@ -22,8 +21,7 @@ Piece = bytes | memoryview
 _HOLE = b"\0"
 
 
-@dataclass(frozen=True, kw_only=True)
-class EnginePayload:
+class EnginePayload(msgspec.Struct, frozen=True, kw_only=True):
     """A body as one engine gets it."""
 
     pieces: Sequence[Piece]

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -107,8 +106,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parameters:
+class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     """The parameters that the gateway itself acts on."""
 
     model: str
@@ -121,25 +119,25 @@ class Parameters:
     reasoning_effort: str | None
 
 
-def check_names(names: set[str], allowed: Collection[str], refused: Mapping[str, str]) -> None:
+def check_names(names: Collection[str], refused: Mapping[str, str], *allowed: frozenset[str]) -> None:
     """Refuses every parameter that is not allowed.
 
     Args:
         names: all that the request has.
-        allowed: names that may be there.
-        refused: known names that may not, each with the reason.
+        refused: known names that may not be there, each with the reason.
+        allowed: names that may.
 
     Raises:
         BadRequestError: names the parameter, and the reason or the nearest known name.
     """
-    for name in sorted(names.difference(allowed)):
+    for name in sorted(set(names).difference(*allowed)):
         if name in refused:
             raise BadRequestError(
                 Reason.UNSUPPORTED_PARAMETER,
                 f"Parameter {name!r} is not accepted: {refused[name]}.",
                 param=name,
             )
-        near = difflib.get_close_matches(name[:64], sorted(allowed), n=1)
+        near = difflib.get_close_matches(name[:64], sorted(frozenset().union(*allowed)), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise BadRequestError(Reason.UNKNOWN_PARAMETER, f"Unknown parameter {name[:64]!r}.{hint}", param=name[:64])
 

@@ -98,8 +98,7 @@ def parse_responses(body: bytes, settings: Settings) -> Draft:
         GatewayError: the first thing wrong.
     """
     raw = split_body(body)
-    allowed = PASSED | TRANSLATED | NEUTRAL.keys() | settings.allowed_parameters
-    check_names(set(raw), allowed, REFUSED)
+    check_names(raw, REFUSED, PASSED, TRANSLATED, frozenset(NEUTRAL), settings.allowed_parameters)
     values = decode_parameters(raw, settings, content="input")
     values = {name: value for name, value in values.items() if value is not None}
     _check_neutral(values)

@@ -20,7 +20,8 @@ class Room:
     amount: int
     _lanes: "Lanes"
     _lane: "_Lane"
-    _granted: asyncio.Future[None]
+    _granted: asyncio.Future[None] | None = None
+    """Of one that had to wait."""
 
     def shrink(self, amount: int) -> None:
         """Keeps only `amount` of it."""
@@ -86,10 +87,10 @@ class Lanes:
             GatewayError: the lane's queue is full, or the wait is or would be longer than allowed.
         """
         lane = next(lane for lane in self._lanes if amount <= lane.largest)
-        room = Room(amount, self, lane, asyncio.get_running_loop().create_future())
+        room = Room(amount, self, lane)
         started = self._clock()
         if not lane.waiting and self._fits(lane, amount):
-            self._grant(room)
+            lane.use(amount, started)
         else:
             seconds = lane.seconds_until(amount)
             if len(lane.waiting) >= self._max_waiting or (seconds or 0) > self._max_wait_seconds:
@@ -100,19 +101,20 @@ class Lanes:
 
     async def _wait(self, room: Room) -> None:
         lane = room._lane
+        granted = room._granted = asyncio.get_running_loop().create_future()
         lane.join(room)
         try:
             async with asyncio.timeout(self._max_wait_seconds):
-                await room._granted
+                await granted
         except TimeoutError:
-            self._give_up(room)
+            self._give_up(room, granted)
             raise self._refusal(lane.seconds_until(room.amount)) from None
         except asyncio.CancelledError:
-            self._give_up(room)
+            self._give_up(room, granted)
             raise
 
-    def _give_up(self, room: Room) -> None:
-        if not room._granted.cancelled():
+    def _give_up(self, room: Room, granted: asyncio.Future[None]) -> None:
+        if not granted.cancelled():
             # It was granted in the moment in which it was given up.
             room.release()
         elif room in room._lane.waiting:
@@ -124,18 +126,15 @@ class Lanes:
         others = sum(other.excess() for other in self._lanes if other is not lane)
         return others + lane.excess(amount) <= self._shared
 
-    def _grant(self, room: Room) -> None:
-        room._granted.set_result(None)
-        room._lane.use(room.amount, self._clock())
-
     def _grant_waiting(self) -> None:
         for lane in self._lanes:
             while lane.waiting and self._fits(lane, lane.waiting[0].amount):
                 room = lane.waiting[0]
                 lane.leave(room)
                 # A cancelled one is still here until its own task has run.
-                if not room._granted.done():
-                    self._grant(room)
+                if room._granted is not None and not room._granted.done():
+                    room._granted.set_result(None)
+                    lane.use(room.amount, self._clock())
 
     def _shrink(self, room: Room, amount: int) -> None:
         assert amount <= room.amount  # noqa: S101 - nobody asks to grow

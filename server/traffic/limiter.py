@@ -82,9 +82,7 @@ class Limiter:
     async def _read(self, limits: Mapping[Kind, _Limit]) -> Windows:
         read = self._counters.get_sliding_window
         states = await self._all(read(limit.key, WINDOW_SECONDS) for limit in limits.values())
-        return {
-            kind: Window(limit.amount, *state) for (kind, limit), state in zip(limits.items(), states, strict=True)
-        }
+        return {kind: Window(limit.amount, *state) for (kind, limit), state in zip(limits.items(), states, strict=True)}
 
     async def _all(self, works: Iterable[Awaitable[T]]) -> Sequence[T]:
         """Their results: from Redis in one round trip's time, from memory without a task for each."""

@@ -28,14 +28,14 @@ def test_every_parameter_of_the_engine_is_decided_on() -> None:
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_would_change_the_server_for_others_is_refused_by_name(name: str) -> None:
     with pytest.raises(BadRequestError, match=f"'{name}' is not accepted: ") as refused:
-        check_names({"model", name}, ALLOWED, REFUSED)
+        check_names({"model", name}, REFUSED, ALLOWED)
 
     assert (refused.value.reason, refused.value.param) == (Reason.UNSUPPORTED_PARAMETER, name)
 
 
 def test_an_unknown_parameter_names_the_nearest_known() -> None:
     with pytest.raises(BadRequestError, match=r"Unknown parameter 'max_token'\. Did you mean 'max_tokens'") as refused:
-        check_names({"max_token"}, ALLOWED, REFUSED)
+        check_names({"max_token"}, REFUSED, ALLOWED)
 
     assert (refused.value.reason, refused.value.param) == (Reason.UNKNOWN_PARAMETER, "max_token")
 
