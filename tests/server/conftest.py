@@ -35,6 +35,15 @@ MODEL = "tiny"
 
 
 @pytest.fixture(scope="session")
+def tiny_engines(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the real engine makes of a checkpoint of each family, by architecture."""
+    wheel_guard.install()
+    from tests.server.families.tiny_engines import start_tiny_engines
+
+    return start_tiny_engines(tmp_path_factory.mktemp("tiny-engines"))
+
+
+@pytest.fixture(scope="session")
 def processor() -> Any:
     wheel_guard.install()
     from distill.miniature.processor import make_processor

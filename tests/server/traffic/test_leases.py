@@ -22,8 +22,9 @@ async def make_leases(redis: Any, make_settings: Callable[..., Settings]) -> Asy
 
     def make(lease_seconds: float = LONG) -> Leases:
         settings = make_settings(limits_storage=redis.url, limits_timeout_seconds=60.0)
-        storages.append(Storage(settings, Metrics("tiny", engines=["0"])))
-        return Leases(storages[-1], lease_seconds=lease_seconds)
+        storages.append(storage := Storage(settings, Metrics("tiny", engines=["0"])))
+        assert storage.pool is not None
+        return Leases(storage, storage.pool, lease_seconds=lease_seconds)
 
     yield make
     for storage in storages:
