@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import msgspec
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from server.engines.relay import Relay
@@ -33,12 +32,11 @@ LOOP_PARSE_BYTES = 64 * 1024
 LOOP_CHECK_BYTES = 4 * 1024
 
 
-class Exchange(Response):
-    """A request whose body was read; as a Starlette response it is sent after the handler returned it."""
+class Exchange:
+    """A request whose body was read; an ASGI app that answers it."""
 
     def __init__(self, gateway: Gateway, caller: Caller, body: Body, parse: Parse) -> None:
         """`parse` is the route's own way to take its body apart."""
-        super().__init__()
         self._gateway = gateway
         self._caller = caller
         self._body = body.content

@@ -103,6 +103,7 @@ def make_gateway(settings: Settings) -> Gateway:
     images = ImageChecker(settings, counter, identity)
     storage = Storage(settings, metrics)
     limiter = Limiter(storage, metrics)
+    leases = None if storage.pool is None else Leases(storage, storage.pool)
     limits = LengthLimits(context_length=context_length, max_prompt_tokens=settings.max_prompt_tokens)
     windows = Windows(limits, window, checkpoint.image_rule)
     threads = ThreadPoolExecutor(settings.admission_threads, thread_name_prefix="admission")
@@ -123,7 +124,7 @@ def make_gateway(settings: Settings) -> Gateway:
         door=Door(settings, metrics, limiter),
         limiter=limiter,
         storage=storage,
-        slots=Slots(Leases(storage), metrics, retry_after_seconds=settings.retry_after_seconds),
+        slots=Slots(leases, metrics, retry_after_seconds=settings.retry_after_seconds),
         prefill=make_prefill_lanes(settings, metrics, context_length=context_length),
         memory=make_body_lanes(settings, metrics),
         fetched=make_fetch_lanes(settings, metrics),

@@ -1,6 +1,7 @@
 """Reads a request's body under limits on size, time and memory."""
 
 import asyncio
+from collections.abc import Mapping
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -8,6 +9,9 @@ from starlette.requests import ClientDisconnect, Request
 from server.errors import GatewayError, Reason
 from server.settings import Settings
 from server.traffic.lanes import Lanes, Room
+
+Headers = Mapping[bytes, bytes]
+"""Names in lower case, as ASGI has them."""
 
 
 class Body(msgspec.Struct, frozen=True):
@@ -25,10 +29,12 @@ async def read_body(request: Request, settings: Settings, memory: Lanes) -> Body
         GatewayError: 413 at the first byte over the limit, or before any if the header announces it; 503 if memory is
             full; 408 if it does not arrive in time; 415 if it is not plain JSON; 499 if the client leaves.
     """
-    _check_type(request)
-    room = await memory.take(_announced_bytes(request, settings.max_body_bytes))
+    headers = dict(request.scope["headers"])
+    _check_type(headers)
+    announced = _content_length(headers)
+    room = await memory.take(_announced_bytes(announced, settings.max_body_bytes))
     try:
-        content = await _read(request, settings, _content_length(request))
+        content = await _read(request, settings, announced or 0)
     except BaseException:
         room.release()
         raise
@@ -36,13 +42,12 @@ async def read_body(request: Request, settings: Settings, memory: Lanes) -> Body
     return Body(content, room)
 
 
-def _announced_bytes(request: Request, limit: int) -> int:
+def _announced_bytes(announced: int | None, limit: int) -> int:
     """The body's size; without a Content-Length as much as a body may have.
 
     Memory for such a body could instead be taken as it comes, but then many of them could each hold some and wait for
     more, all for ever.
     """
-    announced = _content_length(request)
     if announced is None:
         return limit
     if announced > limit:
@@ -50,15 +55,15 @@ def _announced_bytes(request: Request, limit: int) -> int:
     return announced
 
 
-def _content_length(request: Request) -> int | None:
-    text = request.headers.get("content-length", "")
-    return int(text) if text.isdecimal() else None
+def _content_length(headers: Headers) -> int | None:
+    text = headers.get(b"content-length", b"")
+    return int(text) if text.isdigit() else None
 
 
-async def _read(request: Request, settings: Settings, announced: int | None) -> bytearray:
+async def _read(request: Request, settings: Settings, announced: int) -> bytearray:
     limit = settings.max_body_bytes
     # Made at its size and filled, the body is in memory once; the system gives the memory as it is filled.
-    content = bytearray(announced or 0)
+    content = bytearray(announced)
     size = 0
     try:
         async with asyncio.timeout(settings.body_timeout_seconds):
@@ -76,10 +81,10 @@ async def _read(request: Request, settings: Settings, announced: int | None) -> 
     return content
 
 
-def _check_type(request: Request) -> None:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if kind != "application/json" or encoding != "identity":
+def _check_type(headers: Headers) -> None:
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    encoding = headers.get(b"content-encoding", b"identity").lower()
+    if kind != b"application/json" or encoding != b"identity":
         raise GatewayError(
             415,
             Reason.UNSUPPORTED_MEDIA_TYPE,

@@ -3,9 +3,9 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import Request
 from fastapi.routing import APIRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class DirectRoute(APIRoute):
@@ -15,7 +15,7 @@ class DirectRoute(APIRoute):
     request.
     """
 
-    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **options: Any) -> None:
+    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[ASGIApp]], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
         steps = [step for dependency in self.dependencies if (step := dependency.dependency) is not None]
 
@@ -23,7 +23,7 @@ class DirectRoute(APIRoute):
             request = Request(scope, receive, send)
             for step in steps:
                 await step(request)
-            response = await endpoint(request)
-            await response(scope, receive, send)
+            answer = await endpoint(request)
+            await answer(scope, receive, send)
 
         self.app = serve

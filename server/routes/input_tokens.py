@@ -21,16 +21,16 @@ def input_token_routes(gateway: Gateway) -> APIRouter:
     """The two routes."""
     router = APIRouter(route_class=DirectRoute)
 
-    async def measure(request: Request, parse: Parse) -> Response:
+    async def measure(request: Request, parse: Parse) -> DryRun:
         body = await read_body(request, gateway.settings, gateway.memory)
         return DryRun(gateway, caller_of(request), body, parse)
 
-    @router.post(INPUT_TOKENS, response_class=Response)
-    async def responses(request: Request) -> Response:
+    @router.post(INPUT_TOKENS, response_class=Response, response_model=None)
+    async def responses(request: Request) -> DryRun:
         return await measure(request, parse_responses)
 
-    @router.post(CHAT_INPUT_TOKENS, response_class=Response)
-    async def chat(request: Request) -> Response:
+    @router.post(CHAT_INPUT_TOKENS, response_class=Response, response_model=None)
+    async def chat(request: Request) -> DryRun:
         return await measure(request, parse_chat)
 
     return router

@@ -16,8 +16,8 @@ def response_routes(gateway: Gateway) -> APIRouter:
     """The one route."""
     router = APIRouter(route_class=DirectRoute)
 
-    @router.post(RESPONSES, response_class=Response)
-    async def responses(request: Request) -> Response:
+    @router.post(RESPONSES, response_class=Response, response_model=None)
+    async def responses(request: Request) -> Exchange:
         body = await read_body(request, gateway.settings, gateway.memory)
         return Exchange(gateway, caller_of(request), body, parse_responses)
 

@@ -5,7 +5,7 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator
 
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 
 from server.traffic.storage import PREFIX, Storage
 
@@ -34,14 +34,14 @@ return redis.call('EXPIRE', KEYS[1], math.ceil(ARGV[2]))
 
 
 class Leases:
-    """Takes and gives back places by name; without Redis there is always one."""
+    """Takes and gives back places by name."""
 
-    def __init__(self, storage: Storage, *, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(self, storage: Storage, pool: ConnectionPool, *, lease_seconds: float = LEASE_SECONDS) -> None:
+        """`pool` is the storage's."""
         self._storage = storage
         self._lease_seconds = lease_seconds
-        self._redis = None if storage.pool is None else Redis(connection_pool=storage.pool)
-        if self._redis is not None:
-            self._take, self._renew = self._redis.register_script(_TAKE), self._redis.register_script(_RENEW)
+        self._redis = Redis(connection_pool=pool)
+        self._take, self._renew = self._redis.register_script(_TAKE), self._redis.register_script(_RENEW)
 
     @contextlib.asynccontextmanager
     async def hold(self, name: str, limit: int) -> AsyncIterator[bool]:
@@ -50,9 +50,6 @@ class Leases:
         Raises:
             GatewayError: 503 where Redis does not answer and the settings say not to go on without.
         """
-        if self._redis is None:
-            yield True
-            return
         key, member = f"{PREFIX}:slots:{name}", uuid.uuid4().hex
         is_taken = await self._storage.attempt(self._take(keys=[key], args=[member, limit, self._lease_seconds]))
         if is_taken == 0:

@@ -1,7 +1,7 @@
 """HTTP as uvicorn reads it, with the bounds on a request's head that uvicorn leaves to a proxy in front."""
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -9,6 +9,47 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from server.errors import GatewayError, Reason
 from server.settings import Settings
 from server.telemetry.logs import LOGGER
+
+# Up to here what is written waits for more, until the loop's next turn.
+GATHERED_BYTES = 64 * 1024
+
+
+class GatheringTransport:
+    """Writes at once what comes within one turn of the event loop; for the rest it is the transport itself.
+
+    uvicorn writes an answer's head, each part of its body and its end on their own, and each write is a call into the
+    system that costs as much as making the bytes.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._gathered: list[bytes] = []
+        self._num_bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """asyncio's."""
+        if not self._gathered:
+            self._loop.call_soon(self._flush)
+        self._gathered.append(data)
+        self._num_bytes += len(data)
+        if self._num_bytes > GATHERED_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """asyncio's: what was written is sent before."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._gathered:
+            data = b"".join(self._gathered)
+            self._gathered.clear()
+            self._num_bytes = 0
+            self._transport.write(data)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -29,7 +70,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Waits for the first request no longer than for the next."""
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, GatheringTransport(transport, self.loop)))
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:

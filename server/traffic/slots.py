@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from server.errors import RateLimitError
@@ -27,8 +27,8 @@ class Slots:
     The process's own count holds while Redis does not answer.
     """
 
-    def __init__(self, leases: Leases, metrics: Metrics, *, retry_after_seconds: float) -> None:
-        """`retry_after_seconds` is told until a key's first request has ended."""
+    def __init__(self, leases: Leases | None, metrics: Metrics, *, retry_after_seconds: float) -> None:
+        """`leases` are those of all gateways; `retry_after_seconds` is told until a key's first request has ended."""
         self._leases = leases
         self._metrics = metrics.traffic
         self._retry_after_seconds = retry_after_seconds
@@ -46,12 +46,12 @@ class Slots:
         """
         limit, use = caller.limits.concurrency, self._uses[caller.name]
         if limit is not None and use.serving >= limit:
-            raise self._refusal(limit, use)
+            raise self._refusal(caller)
         use.serving += 1
         try:
-            async with AsyncExitStack() as stack:
-                if limit is not None and not await stack.enter_async_context(self._leases.hold(caller.name, limit)):
-                    raise self._refusal(limit, use)
+            async with self._place(caller) as is_free:
+                if not is_free:
+                    raise self._refusal(caller)
                 started = time.monotonic()
                 try:
                     yield
@@ -60,11 +60,17 @@ class Slots:
         finally:
             use.serving -= 1
 
-    def _refusal(self, limit: int, use: _Use) -> RateLimitError:
+    def _place(self, caller: Caller) -> AbstractAsyncContextManager[bool]:
+        """Among those of all gateways, if it could be had."""
+        limit = caller.limits.concurrency
+        return nullcontext(True) if limit is None or self._leases is None else self._leases.hold(caller.name, limit)
+
+    def _refusal(self, caller: Caller) -> RateLimitError:
         self._metrics.rate_limited["concurrency"].inc()
-        seconds = self._retry_after_seconds if use.mean_seconds is None else max(use.mean_seconds / limit, 0.001)
+        limit, mean = caller.limits.concurrency or 1, self._uses[caller.name].mean_seconds
         return RateLimitError(
-            f"This key may have {limit} requests served at the same time, and has.", retry_after_seconds=seconds
+            f"This key may have {limit} requests served at the same time, and has.",
+            retry_after_seconds=self._retry_after_seconds if mean is None else max(mean / limit, 0.001),
         )
 
 
