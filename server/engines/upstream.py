@@ -15,6 +15,10 @@ from server.errors import EngineUnavailableError, GatewayError, Reason
 from server.requests.engine_body import EngineBody
 from server.settings import Settings
 
+# What a vLLM that was told to end, and waits for its streams (--shutdown-timeout), says to new requests with status
+# 500, though it passes its health check: the text is Python's, of concurrent.futures.
+ENDING = "cannot schedule new futures after shutdown"
+
 
 class Upstream:
     """One engine behind the gateway."""
@@ -161,9 +165,11 @@ def _engine_error(status: int, content: bytes, settings: Settings) -> GatewayErr
         error = msgspec.json.decode(content)["error"]
     except (msgspec.DecodeError, KeyError, TypeError):
         error = {}
-    if status in (502, 503):  # itself, or a proxy before it
+    if not isinstance(error, dict):
+        error = {}
+    if status in (502, 503) or error.get("message") == ENDING:  # itself, or a proxy before it
         return EngineUnavailableError(settings.retry_after_seconds)
-    return engine_failure({**(error if isinstance(error, dict) else {}), "code": status})
+    return engine_failure({**error, "code": status})
 
 
 def _clean(message: Any) -> str:

@@ -125,6 +125,24 @@ async def test_an_engine_that_is_not_ready_is_replaced(
     assert sum(num_asked(engines)) == 3
 
 
+async def test_an_engine_that_ends_is_replaced(engines: list[Any], start_gateway: Start, chat: Make) -> None:
+    gateway = await start_gateway(upstream=urls(engines), **NO_LOOKS)
+    home = await home_of(gateway, engines, chat("hello"))
+
+    async def ending(_: Request) -> Response:
+        # vLLM 0.32 with --shutdown-timeout, after SIGTERM.
+        message = "cannot schedule new futures after shutdown"
+        error = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
+        return JSONResponse({"error": error}, 500)
+
+    home.answer = ending
+
+    assert (await gateway.post(CHAT, json=chat("hello"))).status_code == 200
+
+    assert len(home.bodies) == 2
+    assert sum(num_asked(engines)) == 3
+
+
 async def test_a_request_goes_round_two_engines_at_most(engines: list[Any], start_gateway: Start, chat: Make) -> None:
     for engine in engines:
         engine.answer = refusing(503)
