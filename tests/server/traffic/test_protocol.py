@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from server.traffic.protocol import GATHERED_BYTES, GatheringTransport
+
 Start = Callable[..., Awaitable[httpx.AsyncClient]]
 Make = Callable[..., Any]
 HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n"
@@ -146,3 +148,46 @@ async def test_a_head_that_is_too_large_behind_a_running_request_ends_both(
     # No answer can be given out of turn.
     assert await flood(reader, writer, b"GET /" + b"a" * 100) == b""
     assert (await gateway.get("/health")).status_code == 200
+
+
+class Recorder(asyncio.Transport):
+    """Notes each write as the system would get it."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": "x"})
+        self.calls: list[bytes] = []
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        self.calls.append(data)
+
+    def close(self) -> None:
+        self.calls.append(b"closed")
+
+
+async def test_what_is_written_in_one_turn_of_the_loop_goes_out_at_once() -> None:
+    recorder = Recorder()
+    transport = GatheringTransport(recorder, asyncio.get_running_loop())
+
+    transport.write(b"head")
+    transport.write(b"body")
+    assert recorder.calls == []
+    await asyncio.sleep(0)
+    transport.write(b"more")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    assert recorder.calls == [b"headbody", b"more"]
+    assert transport.get_extra_info("peername") == "x"
+
+
+async def test_what_is_large_is_not_kept_and_a_close_loses_nothing() -> None:
+    recorder = Recorder()
+    transport = GatheringTransport(recorder, asyncio.get_running_loop())
+
+    transport.write(b"a")
+    transport.write(b"b" * GATHERED_BYTES)
+    transport.write(b"c")
+    transport.close()
+    await asyncio.sleep(0)
+
+    assert recorder.calls == [b"a" + b"b" * GATHERED_BYTES, b"c", b"closed"]
