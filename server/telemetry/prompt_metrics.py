@@ -75,7 +75,8 @@ class PromptMetrics:
         self._window_use.observe(window.use)
         if window.effective_use is not None:
             self._effective_window_use.observe(window.effective_use)
-        self._fitted_images.inc(len(window.fitted))
+        if window.fitted:
+            self._fitted_images.inc(len(window.fitted))
 
     def observe_media(self, *, body_bytes: int, image_bytes: int, image_pixels: int) -> None:
         """Counts what an admitted request carried."""
@@ -87,6 +88,7 @@ class PromptMetrics:
         """Takes an answer's last usage, completed (`complete_usage`), and compares it with the gateway's count."""
         difference = abs(counted_tokens - usage["prompt_tokens"])
         self._count_difference.observe(difference)
-        self._count_mismatches.inc(int(difference > 0))
+        if difference:
+            self._count_mismatches.inc()
         self._cached_tokens.observe(usage["prompt_tokens_details"]["cached_tokens"])
         self._completion_tokens.observe(usage.get("completion_tokens", 0))

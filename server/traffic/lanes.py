@@ -123,7 +123,7 @@ class Lanes:
             self._grant_waiting()
 
     def _fits(self, lane: "_Lane", amount: int) -> bool:
-        others = sum(other.excess() for other in self._lanes if other is not lane)
+        others = sum([other.excess() for other in self._lanes if other is not lane])
         return others + lane.excess(amount) <= self._shared
 
     def _grant_waiting(self) -> None:
@@ -138,9 +138,10 @@ class Lanes:
 
     def _shrink(self, room: Room, amount: int) -> None:
         assert amount <= room.amount  # noqa: S101 - nobody asks to grow
-        room._lane.use(amount - room.amount, self._clock())
-        room.amount = amount
-        self._grant_waiting()
+        if amount < room.amount:
+            room._lane.use(amount - room.amount, self._clock())
+            room.amount = amount
+            self._grant_waiting()
 
     def _release(self, room: Room) -> None:
         if room.amount:

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Iterable, Mapping, MutableMapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -35,7 +36,7 @@ class Limiter:
     count are one step, in Redis a script. (A moving window would keep an entry for every single token.)
 
     It asks the storage itself, as `limits.aio.strategies.SlidingWindowCounterRateLimiter` does: a request's limits
-    are read and counted under names that are made once.
+    are read and counted under the names that it would give them.
     """
 
     def __init__(self, storage: Storage, metrics: Metrics) -> None:
@@ -50,7 +51,7 @@ class Limiter:
             GatewayError: 429 over a limit; 503 where the limits cannot be read and the settings say not to go on.
         """
         limits = {
-            kind: _Limit(amount, RateLimitItemPerMinute(amount, namespace="laid").key_for(caller.name, kind), cost)
+            kind: _Limit(amount, _key(caller.name, kind, amount), cost)
             for kind, cost in costs.items()
             if (amount := getattr(caller.limits, f"{kind}_per_minute")) is not None
         }
@@ -105,6 +106,11 @@ class Limiter:
             f"{asked}: {windows[kind].remaining} are left now. Try again in {format_duration(seconds)}.",
             retry_after_seconds=seconds,
         )
+
+
+@lru_cache(maxsize=4096)
+def _key(name: str, kind: Kind, amount: int) -> str:
+    return RateLimitItemPerMinute(amount, namespace="laid").key_for(name, kind)
 
 
 def _counters(storage: Storage) -> MemoryStorage | RedisStorage:
