@@ -1,7 +1,7 @@
 """Gives every request an id and a record, and counts and logs every response."""
 
+import secrets
 import time
-import uuid
 from collections.abc import Iterator
 
 from starlette.datastructures import Headers
@@ -27,7 +27,7 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = uuid.uuid4().hex
+        request_id = secrets.token_hex(16)
         REQUEST_ID.set(request_id)
         record = Record(request_id)
         scope.setdefault("state", {}).update(request_id=request_id, record=record)
