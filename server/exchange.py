@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from starlette.datastructures import Headers
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from server.engines.relay import Relay
 from server.errors import GatewayError, StoppingError
@@ -52,24 +52,17 @@ class Exchange:
         """
         metrics = self._gateway.metrics.requests
         record: Record = scope["state"]["record"]
-        has_begun = False
-
-        async def send_noting(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
-
         try:
             with self._memory, metrics.in_flight.track_inprogress():
                 async with self._gateway.slots.hold(self._caller):
-                    await run_until_disconnect(receive, self._serve(send_noting, record, self._policy(scope)))
+                    await run_until_disconnect(receive, self._serve(send, record, self._policy(scope)))
         except asyncio.CancelledError:
             # Not the client's leaving, which is an error of its own: the server stops.
-            if has_begun:
+            if record.status is not None:
                 raise
             raise StoppingError from None
         except GatewayError as error:
-            if not has_begun:
+            if record.status is None:
                 raise
             record.error = error.reason
         else:

@@ -2,7 +2,7 @@
 
     python -m gateway_bench.load PORT CONNECTIONS SECONDS BODY_FILE [HEADER: VALUE]
 
-Prints how many streams were answered in a second.
+Prints how many streams were answered in a second, and how many in all, those of the warm-up too.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ async def main() -> None:
     await asyncio.wait([failed], timeout=seconds)
     if failed.done():
         failed.result()
-    print((tally[0] - before) / (time.perf_counter() - begun))
+    print((tally[0] - before) / (time.perf_counter() - begun), tally[0])
 
 
 if __name__ == "__main__":

@@ -34,6 +34,11 @@ class Server:
     headers: dict[str, str] = field(default_factory=dict)
     """That a client must send."""
 
+    def processor_seconds(self) -> float:
+        """Of the process alone, since its start."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(int(ticks) for ticks in fields[11:13]) / os.sysconf("SC_CLK_TCK")
+
     def resident_bytes(self) -> int:
         return self._status("VmRSS")
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from server.errors import GatewayError, Reason
 from server.settings import Settings
@@ -67,17 +67,21 @@ async def _read(request: Request, settings: Settings, announced: int) -> bytearr
     size = 0
     try:
         async with asyncio.timeout(settings.body_timeout_seconds):
-            async for chunk in request.stream():
+            is_whole = False
+            while not is_whole:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise GatewayError(499, Reason.CLIENT_LEFT, "The client closed the connection.")
+                chunk = message.get("body", b"")
                 if size + len(chunk) > limit:
                     raise _too_large(f"more than {limit} bytes", limit)
                 content[size : size + len(chunk)] = chunk
                 size += len(chunk)
+                is_whole = not message.get("more_body", False)
     except TimeoutError:
         raise GatewayError(
             408, Reason.BODY_TIMEOUT, f"The body did not arrive within {settings.body_timeout_seconds:g} s."
         ) from None
-    except ClientDisconnect:
-        raise GatewayError(499, Reason.CLIENT_LEFT, "The client closed the connection.") from None
     return content
 
 

@@ -114,17 +114,18 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     prompts: Sequence[str | list[int]] = ()
     """Texts or their tokens, in place of messages: each is answered on its own."""
 
+    def __post_init__(self) -> None:
+        if not self.places:
+            paths = [f"{self.name}[{i}]" for i in range(len(self.messages))]
+            msgspec.structs.force_setattr(self, "places", tuple([Place(path, f"{path}.content") for path in paths]))
+
     def prompt_path(self, number: int) -> str:
         """Where a prompt is."""
         return self.name if len(self.prompts) == 1 else f"{self.name}[{number}]"
 
     def walk(self) -> Iterator[tuple[Place, Message]]:
         """Place and message, in order."""
-        if self.places:
-            yield from zip(self.places, self.messages, strict=True)
-            return
-        for i, message in enumerate(self.messages):
-            yield Place(f"{self.name}[{i}]", f"{self.name}[{i}].content"), message
+        return zip(self.places, self.messages, strict=True)
 
     def images(self) -> Iterator[ImageSource]:
         """Every image, in the order of the prompt."""

@@ -33,12 +33,10 @@ class Observe:
         scope.setdefault("state", {}).update(request_id=request_id, record=record)
         span = None if self._tracing is None else self._tracing.begin(scope["path"], Headers(scope=scope), record)
         started = time.perf_counter()
-        status = 500
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                record.status = message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), *_headers(record)]}
             await send(message)
 
@@ -50,6 +48,7 @@ class Observe:
         finally:
             # The pattern under which the app knows the path, never the path: that is the client's to choose.
             route = getattr(scope.get("route"), "path", "other")
+            status = record.status or 500
             if self._tracing is not None and span is not None:
                 self._tracing.end(span, record, status)
             if record.error is not None:

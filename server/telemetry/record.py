@@ -14,6 +14,8 @@ class Record:
     request_id: str
     phases: Phases = field(default_factory=Phases)
     context_class: ContextClass = ContextClass.UNCOUNTED
+    status: int | None = None
+    """Of the response, once it has begun."""
     error: Reason | None = None
     """Why it failed, be it with an error response or with an event inside its stream."""
     headers: dict[str, str] = field(default_factory=dict)
