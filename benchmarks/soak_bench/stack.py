@@ -39,7 +39,8 @@ class Stack:
 
     def kill_engine(self) -> None:
         """As the kernel does when memory is short: without a word."""
-        (engine,) = self.process.children()
+        (leash,) = self.process.children()
+        (engine,) = leash.children()
         engine.send_signal(signal.SIGKILL)
 
 

@@ -283,11 +283,13 @@ async def test_waiting_for_an_engine_has_an_end(tmp_path: Path) -> None:
 
 
 FAMILY = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', '{child}']); time.sleep(600)"
+# What holds the leash, the program, and its child.
+LEASHED = 3
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
-def group_is_gone(group: int) -> bool:
-    return subprocess.run(["pgrep", "-g", str(group)], stdout=subprocess.DEVNULL, check=False).returncode == 1
+def num_in_group(group: int) -> int:
+    return len(subprocess.run(["pgrep", "-g", str(group)], capture_output=True, check=False).stdout.split())
 
 
 def wait_for(condition: Any) -> None:
@@ -299,30 +301,38 @@ def wait_for(condition: Any) -> None:
 
 def test_stopping_ends_children_that_ignore_sigterm_too(tmp_path: Path) -> None:
     engine = start(tmp_path, FAMILY.format(child=STUBBORN))
-    wait_for(lambda: len(subprocess.run(["pgrep", "-g", str(engine.pid)], capture_output=True).stdout.split()) == 2)
+    wait_for(lambda: num_in_group(engine.pid) == LEASHED)
 
     engine.stop()
 
-    wait_for(lambda: group_is_gone(engine.pid))
+    wait_for(lambda: num_in_group(engine.pid) == 0)
 
 
-def test_the_engine_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+async def test_an_engine_that_is_killed_has_ended(tmp_path: Path) -> None:
+    engine = start(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+
+    with pytest.raises(EngineError, match="ended with status 137"):
+        await engine.wait_until_ready(timeout_seconds=60)
+
+
+def test_all_of_the_engine_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     program = f"""
 import os, time
 from pathlib import Path
 from server.engines.engine import Engine
-engine = Engine(["sleep", "600"], dict(os.environ), port=1, log_path=Path({str(tmp_path / "log")!r}))
+command = {[sys.executable, "-c", FAMILY.format(child=STUBBORN)]!r}
+engine = Engine(command, dict(os.environ), port=1, log_path=Path({str(tmp_path / "log")!r}))
 print(engine.pid, flush=True)
 time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         engine_pid = int(parent.stdout.readline())
-        wait_for(lambda: Path(f"/proc/{engine_pid}/cmdline").read_bytes().startswith(b"sleep"))
+        wait_for(lambda: num_in_group(engine_pid) == LEASHED)
 
         parent.kill()
 
-    wait_for(lambda: group_is_gone(engine_pid))
+    wait_for(lambda: num_in_group(engine_pid) == 0)
 
 
 def test_a_public_address_without_keys_and_a_broken_keys_file_are_refused(

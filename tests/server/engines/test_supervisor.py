@@ -110,10 +110,15 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def children(pid: str) -> list[str]:
+    return subprocess.check_output(["pgrep", "-P", pid], text=True).split()
+
+
 @pytest.mark.engine
 def test_a_killed_engine_ends_its_streams_with_an_error_and_comes_back(served_to_be_killed: Any, chat: Make) -> None:
     gateway = httpx.Client(base_url=served_to_be_killed.url, timeout=PATIENCE_SECONDS)
-    (engine_pid,) = subprocess.check_output(["pgrep", "-P", str(served_to_be_killed.pid)], text=True).split()
+    (leash_pid,) = children(str(served_to_be_killed.pid))
+    (engine_pid,) = children(leash_pid)
     endless = chat("hello", max_tokens=2000, min_tokens=2000, stream=True)
     with gateway, gateway.stream("POST", "/v1/chat/completions", json=endless) as response:
         chunks = response.iter_raw()
