@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
@@ -20,6 +21,10 @@ from rope_gain import wheel_guard
 
 # Before any test module imports transformers.
 wheel_guard.install()
+
+# The same examples on every machine and at every run.
+hypothesis.settings.register_profile("laid", derandomize=True, database=None)
+hypothesis.settings.load_profile("laid")
 
 ROOT = Path(__file__).parents[1]
 

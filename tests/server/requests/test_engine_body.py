@@ -183,8 +183,10 @@ def requests(draw: st.DrawFn, urls: list[str]) -> tuple[dict[str, Any], bytes]:
     message = st.fixed_dictionaries(
         {"role": st.just("user"), "content": st.one_of(text, st.lists(part, min_size=1, max_size=4))}
     )
+    # JSON has no infinities.
+    numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
     json_value = st.recursive(
-        st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), st.floats(allow_nan=False, width=32), text),
+        st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), numbers, text),
         lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(text, inner, max_size=3)),
         max_leaves=5,
     )
