@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
-from server.requests.conversation import Conversation
+from server.requests.conversation import Conversation, Message
 from server.requests.decoding import (
+    BodyDecoder,
     check_amounts,
     check_messages,
     decode_messages,
     decode_parameters,
     decode_tools,
-    split_body,
 )
 from server.requests.draft import Draft
 from server.requests.parameters import ALLOWED, REFUSED, Parameters, check_model, check_names, read_parameters
 from server.settings import Settings
+
+BODY = BodyDecoder(ALLOWED, content="messages", kind=list[Message])
 
 
 def parse_chat(body: bytes, settings: Settings) -> Draft:
@@ -25,7 +25,7 @@ def parse_chat(body: bytes, settings: Settings) -> Draft:
     Raises:
         GatewayError: the first thing wrong.
     """
-    raw = split_body(body)
+    raw = BODY.split(body)
     check_names(raw, REFUSED, ALLOWED, settings.allowed_parameters)
     parameters = read_parameters(decode_parameters(raw, settings, content="messages"), max_choices=settings.max_choices)
     check_model(parameters, settings.model)
@@ -41,7 +41,7 @@ def parse_chat(body: bytes, settings: Settings) -> Draft:
     )
 
 
-def engine_parameters(raw: Mapping[str, msgspec.Raw], parameters: Parameters) -> dict[str, Any]:
+def engine_parameters(raw: Mapping[str, Any], parameters: Parameters) -> dict[str, Any]:
     """What the engine is asked beside the messages: the client's own JSON."""
     passed: dict[str, Any] = {name: value for name, value in raw.items() if name != "messages"}
     if parameters.stream and not parameters.include_usage:

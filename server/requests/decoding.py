@@ -16,6 +16,37 @@ MAX_ARGUMENTS_DEPTH = 32
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
+class BodyDecoder:
+    """Takes a route's bodies apart in one pass over their bytes, which a hundred images make many millions."""
+
+    def __init__(self, names: frozenset[str], *, content: str, kind: Any) -> None:
+        """
+        Args:
+            names: all parameters of the route.
+            content: the one of them that holds the prompt.
+            kind: its type.
+        """
+        types = {name: kind if name == content else msgspec.Raw for name in sorted(names)}
+        fields = [(name, type_ | msgspec.UnsetType, msgspec.UNSET) for name, type_ in types.items()]
+        self._decoder = msgspec.json.Decoder(msgspec.defstruct("Body", fields, forbid_unknown_fields=True))
+        self._names = tuple(types)
+
+    def split(self, body: bytes) -> dict[str, Any]:
+        """The body's parameters by name: the prompt's decoded, each other one still as JSON.
+
+        Where anything is wrong, or has a name that only the settings allow, the prompt's is JSON too, for what is
+        done with each then names it.
+
+        Raises:
+            BadRequestError: not a JSON object.
+        """
+        try:
+            found = self._decoder.decode(body)
+        except MALFORMED:
+            return dict(split_body(body))
+        return {name: value for name in self._names if (value := getattr(found, name)) is not msgspec.UNSET}
+
+
 def split_body(body: bytes) -> dict[str, msgspec.Raw]:
     """The body's parameters by name, each still as JSON; of two equal names the last counts, as for the engine.
 
@@ -30,7 +61,7 @@ def split_body(body: bytes) -> dict[str, msgspec.Raw]:
         raise BadRequestError(Reason.INVALID_JSON, f"The body is not valid JSON: {_trouble(error)}") from None
 
 
-def decode_parameters(raw: Mapping[str, msgspec.Raw], settings: Settings, *, content: str) -> dict[str, Any]:
+def decode_parameters(raw: Mapping[str, Any], settings: Settings, *, content: str) -> dict[str, Any]:
     """Every parameter but `content`, the one that holds the prompt and has limits of its own.
 
     Raises:
@@ -66,15 +97,15 @@ def decode_any(raw: msgspec.Raw, name: str) -> Any:
         raise BadRequestError(Reason.INVALID_JSON, f"{name}: {_trouble(error)}", param=name) from None
 
 
-def decode_messages(raw: msgspec.Raw | None) -> list[Message]:
-    """The messages, in the only shape that is served.
+def decode_messages(raw: msgspec.Raw | list[Message] | None) -> list[Message]:
+    """The messages, in the only shape that is served, if they are not decoded already.
 
     Raises:
         BadRequestError: missing, malformed or misshapen; names the path.
     """
     if raw is None:
         raise BadRequestError(Reason.INVALID_REQUEST, "Parameter 'messages' is missing.", param="messages")
-    return decode_as(list[Message], raw, "messages")
+    return raw if isinstance(raw, list) else decode_as(list[Message], raw, "messages")
 
 
 def decode_as(kind: type[T], raw: msgspec.Raw, name: str) -> T:

@@ -9,7 +9,14 @@ import msgspec
 
 from server.errors import BadRequestError, Reason
 from server.requests.conversation import Conversation, Message, Place
-from server.requests.decoding import check_amounts, check_messages, decode_any, decode_as, decode_parameters, split_body
+from server.requests.decoding import (
+    BodyDecoder,
+    check_amounts,
+    check_messages,
+    decode_any,
+    decode_as,
+    decode_parameters,
+)
 from server.requests.draft import Draft
 from server.requests.parameters import LABELS, SAMPLING, check_model, check_names, read_parameters
 from server.requests.tools import Function, Tool
@@ -91,13 +98,16 @@ class FunctionTool(msgspec.Struct, forbid_unknown_fields=True):
     strict: bool | None = None
 
 
+BODY = BodyDecoder(PASSED | TRANSLATED | NEUTRAL.keys(), content="input", kind=str | list[Item])
+
+
 def parse_responses(body: bytes, settings: Settings) -> Draft:
     """Names, values and shape, cheapest first.
 
     Raises:
         GatewayError: the first thing wrong.
     """
-    raw = split_body(body)
+    raw = BODY.split(body)
     check_names(raw, REFUSED, PASSED, TRANSLATED, frozenset(NEUTRAL), settings.allowed_parameters)
     values = decode_parameters(raw, settings, content="input")
     values = {name: value for name, value in values.items() if value is not None}
@@ -132,7 +142,7 @@ def _check_labels(values: dict[str, Any]) -> None:
         _convert(str, values.get(name, ""), name)
 
 
-def _read_conversation(raw: dict[str, msgspec.Raw], values: dict[str, Any]) -> Conversation:
+def _read_conversation(raw: dict[str, Any], values: dict[str, Any]) -> Conversation:
     reader = ItemReader()
     if (instructions := values.get("instructions")) is not None:
         if not isinstance(instructions, str):
@@ -141,10 +151,13 @@ def _read_conversation(raw: dict[str, msgspec.Raw], values: dict[str, Any]) -> C
     source = raw.get("input")
     if source is None:
         raise BadRequestError(Reason.INVALID_REQUEST, "Parameter 'input' is missing.", param="input")
-    if bytes(memoryview(source)[:1]) == b'"':
-        reader.add(Message(role="user", content=decode_any(source, "input")), Place("input", "input"))
+    if isinstance(source, msgspec.Raw):
+        is_text = bytes(memoryview(source)[:1]) == b'"'
+        source = decode_any(source, "input") if is_text else _decode_items(source)
+    if isinstance(source, str):
+        reader.add(Message(role="user", content=source), Place("input", "input"))
     else:
-        reader.read(_decode_items(source))
+        reader.read(source)
     conversation = Conversation(
         messages=reader.messages, name="input", places=tuple(reader.places), tools=_read_tools(values)
     )
