@@ -34,7 +34,7 @@ class Stack:
     url: str
     engine_url: str
     process: psutil.Process
-    """Of the gateway; the engine is its child."""
+    """Of the gateway; the engine is its grandchild, beneath its leash."""
     keys: Keys
 
     def kill_engine(self) -> None:
