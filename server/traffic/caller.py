@@ -1,8 +1,12 @@
 """Who sends a request, and how much of it they may send."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from starlette.requests import Request
+
+Kind = Literal["requests", "tokens", "images"]
+"""What is limited a minute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +19,16 @@ class Limits:
     images_per_minute: int | None = None
     concurrency: int | None = None
     """Requests at the same time."""
+
+    def per_minute(self, kind: Kind) -> int | None:
+        """The limit of one kind."""
+        match kind:
+            case "requests":
+                return self.requests_per_minute
+            case "tokens":
+                return self.tokens_per_minute
+            case "images":
+                return self.images_per_minute
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Coroutine, Mapping, MutableMapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from limits import RateLimitItemPerMinute
@@ -12,19 +12,18 @@ from limits.aio.storage import MemoryStorage, RedisStorage
 
 from server.errors import RateLimitError
 from server.telemetry.metrics import Metrics
-from server.traffic.caller import Caller
+from server.traffic.caller import Caller, Kind
 from server.traffic.storage import PREFIX, Storage
 from server.traffic.windows import WINDOW_SECONDS, Window, format_duration
 
 T = TypeVar("T")
-Kind = Literal["requests", "tokens", "images"]
 Costs = Mapping[Kind, int]
-Windows = Mapping[Kind, Window]
 
 
 class _Limit(msgspec.Struct, frozen=True):
     """One limit of a key, and what a request takes of it."""
 
+    kind: Kind
     amount: int
     key: str
     """Under which it is counted."""
@@ -50,60 +49,62 @@ class Limiter:
         Raises:
             GatewayError: 429 over a limit; 503 where the limits cannot be read and the settings say not to go on.
         """
-        limits = {
-            kind: _Limit(amount, _key(caller.name, kind, amount), cost)
+        limits = [
+            _Limit(kind, amount, _key(caller.name, kind, amount), cost)
             for kind, cost in costs.items()
-            if (amount := getattr(caller.limits, f"{kind}_per_minute")) is not None
-        }
+            if (amount := caller.limits.per_minute(kind)) is not None
+        ]
         if not limits:
             return
         counted = await self._storage.attempt(self._count(limits))
         if counted is None:
             return
         is_counted, windows = counted
-        for kind, window in windows.items():
-            headers[f"x-ratelimit-limit-{kind}"] = str(window.limit)
-            headers[f"x-ratelimit-remaining-{kind}"] = str(window.remaining)
-            headers[f"x-ratelimit-reset-{kind}"] = format_duration(window.reset_seconds)
+        for limit, window in zip(limits, windows, strict=True):
+            headers[f"x-ratelimit-limit-{limit.kind}"] = str(limit.amount)
+            headers[f"x-ratelimit-remaining-{limit.kind}"] = str(window.remaining)
+            headers[f"x-ratelimit-reset-{limit.kind}"] = format_duration(window.reset_seconds)
         if not is_counted:
-            raise self._refusal(windows, costs)
+            raise self._refusal(limits, windows)
 
-    async def _count(self, limits: Mapping[Kind, _Limit]) -> tuple[bool, Windows]:
+    async def _count(self, limits: Sequence[_Limit]) -> tuple[bool, Sequence[Window]]:
         """Whether the use was counted, and the limits' state after that."""
         windows = await self._read(limits)
-        if any(windows[kind].remaining < limit.cost for kind, limit in limits.items()):
-            return False, windows
+        for limit, window in zip(limits, windows, strict=True):
+            if window.remaining < limit.cost:
+                return False, windows
         hit = self._counters.acquire_sliding_window_entry
-        taken = [limit for limit in limits.values() if limit.cost]
-        if all(await self._all(hit(limit.key, limit.amount, WINDOW_SECONDS, limit.cost) for limit in taken)):
-            return True, {kind: windows[kind].after(limit.cost) for kind, limit in limits.items()}
-        # Another request was faster, since the look and before the count.
-        return False, await self._read(limits)
+        hits = [hit(limit.key, limit.amount, WINDOW_SECONDS, limit.cost) for limit in limits if limit.cost]
+        if False in await self._all(hits):
+            # Another request was faster, since the look and before the count.
+            return False, await self._read(limits)
+        return True, [window.after(limit.cost) for limit, window in zip(limits, windows, strict=True)]
 
-    async def _read(self, limits: Mapping[Kind, _Limit]) -> Windows:
+    async def _read(self, limits: Sequence[_Limit]) -> list[Window]:
         read = self._counters.get_sliding_window
-        states = await self._all(read(limit.key, WINDOW_SECONDS) for limit in limits.values())
-        return {kind: Window(limit.amount, *state) for (kind, limit), state in zip(limits.items(), states, strict=True)}
+        states = await self._all([read(limit.key, WINDOW_SECONDS) for limit in limits])
+        return [Window(limit.amount, *state) for limit, state in zip(limits, states, strict=True)]
 
-    async def _all(self, works: Iterable[Awaitable[T]]) -> Sequence[T]:
+    async def _all(self, works: Sequence[Coroutine[Any, Any, T]]) -> Sequence[T]:
         """Their results: from Redis in one round trip's time, from memory without a task for each."""
         if self._storage.pool is None:
             return [await work for work in works]
         return await asyncio.gather(*works)
 
-    def _refusal(self, windows: Windows, costs: Costs) -> RateLimitError:
-        def seconds_until(kind: Kind) -> float:
-            return math.inf if costs[kind] > windows[kind].limit else windows[kind].seconds_until(costs[kind])
+    def _refusal(self, limits: Sequence[_Limit], windows: Sequence[Window]) -> RateLimitError:
+        def seconds_until(place: int) -> float:
+            limit, window = limits[place], windows[place]
+            return math.inf if limit.cost > limit.amount else window.seconds_until(limit.cost)
 
-        kind = max(windows, key=seconds_until)
-        self._metrics.rate_limited[kind].inc()
-        limit, seconds = windows[kind].limit, seconds_until(kind)
-        asked = f"This key may use {limit} {kind} a minute, and this request takes {costs[kind]}"
+        place = max(range(len(limits)), key=seconds_until)
+        limit, window, seconds = limits[place], windows[place], seconds_until(place)
+        self._metrics.rate_limited[limit.kind].inc()
+        asked = f"This key may use {limit.amount} {limit.kind} a minute, and this request takes {limit.cost}"
         if seconds == math.inf:
             return RateLimitError(f"{asked}: no wait helps, send less.", retry_after_seconds=None)
         seconds = max(seconds, 0.001)
         return RateLimitError(
-            f"{asked}: {windows[kind].remaining} are left now. Try again in {format_duration(seconds)}.",
+            f"{asked}: {window.remaining} are left now. Try again in {format_duration(seconds)}.",
             retry_after_seconds=seconds,
         )
 
