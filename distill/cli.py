@@ -11,6 +11,7 @@ from distill.data import command as data
 from distill.evaluate import command as evaluate
 from distill.inspection import command as inspection
 from distill.miniature import command as miniature
+from distill.reproducible import ask_for_the_same_bits
 from distill.reproduction import command as reproduction
 
 _EXAMPLES = """examples:
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 for success, 1 for an error the user can mend, 130 after Ctrl-C.
     """
+    ask_for_the_same_bits()
     parser = argparse.ArgumentParser(
         prog="distill",
         description="Make a small long-context VLM out of a large one (LAid, arXiv 2512.21576).",

@@ -21,6 +21,7 @@ from distill.families import find_family, processor_family
 from distill.miniature import checkpoint_path
 from distill.quantization import quantization_config
 from distill.recipe import DataConfig, ModelConfig, TeacherConfig, TrainConfig
+from distill.reproducible import prepare_sines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,6 +43,7 @@ def load_model(config: ModelConfig, device: torch.device) -> "PreTrainedModel":
     Raises:
         ValueError: the model is of a family that cannot be distilled, or a teacher's quantization is not installed.
     """
+    prepare_sines()
     path = resolve_path(config.path)
     load = rope_gain.load_pretrained if Path(path).is_dir() else AutoModelForImageTextToText.from_pretrained
     options: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}

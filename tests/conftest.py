@@ -17,10 +17,12 @@ import hypothesis
 import psutil
 import pytest
 
+from distill.reproducible import ask_for_the_same_bits
 from rope_gain import wheel_guard
 
-# Before any test module imports transformers.
+# Before any test module imports transformers, or multiplies.
 wheel_guard.install()
+ask_for_the_same_bits()
 
 # The same examples on every machine and at every run.
 hypothesis.settings.register_profile("laid", derandomize=True, database=None)

@@ -17,6 +17,11 @@ def at_rows(rows: Rows, x_BHTD: torch.Tensor) -> torch.Tensor:
     return rows.gather(x_BHTD) * rows.valid_BR[:, None, :, None]
 
 
+def assert_alike(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Another batch is summed in another order: what is small may be off by what is little of the largest."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_whole_signals_come_back_bit_for_bit(teacher: Teacher, batch: Batch, manifest: Manifest) -> None:
     live = teacher.signals(batch, manifest.layers)
     samples = cut(live, batch, range(3), manifest)
@@ -38,13 +43,11 @@ def test_samples_come_back_in_another_batch(
     other = collate([make_sample(1), TEXT])
     live = teacher.signals(other, manifest.layers)
     chosen = [samples[2], samples[1]]
-    torch.testing.assert_close(join_logits(chosen, other), live.logits_NV[:, : manifest.logits.vocabulary_size])
+    assert_alike(join_logits(chosen, other), live.logits_NV[:, : manifest.logits.vocabulary_size])
     for layer, need in manifest.layers.items():
         rows = other.rows(need.query_rows)
         joined = join_layer(chosen, other, layer, need)
-        torch.testing.assert_close(
-            at_rows(rows, joined.q_BHTD), at_rows(rows, live.layers[layer].q_BHTD), rtol=1e-5, atol=1e-5
-        )
+        assert_alike(at_rows(rows, joined.q_BHTD), at_rows(rows, live.layers[layer].q_BHTD))
 
 
 def test_the_top_of_the_softmax_comes_back(teacher: Teacher, batch: Batch, manifest: Manifest) -> None:
