@@ -70,14 +70,21 @@ def test_training_from_an_exact_recording_equals_live_training(
     live: Path, exact: Path, recipe_path: Path, tmp_path: Path, model_folders: dict[str, Path], micro_batches: int
 ) -> None:
     """Without the teacher's weights: of its folder nothing is left, or its configuration alone."""
+    settings = [f"train.micro_batches={micro_batches}"]
+    if micro_batches == 2:
+        # A live teacher sees half of the samples, whose sums have another order than in the recording; where a student
+        # learns fast, six steps enlarge that beyond any bound.
+        settings += ["train.model_lr=1e-5", "train.gain_lr=1e-5", "train.mixing_lr=1e-5"]
+        live = tmp_path / "live"
+        assert main(["train", str(recipe_path), f"output={live}", *settings]) == 0
     teacher = model_folders["teacher"]
     away = teacher.rename(tmp_path / "away")
     try:
         if micro_batches == 2:
             teacher.mkdir()
             shutil.copy(away / "config.json", teacher)
-        overrides = [f"teacher.recording={exact}", f"output={tmp_path / 'run'}", f"train.micro_batches={micro_batches}"]
-        assert main(["train", str(recipe_path), *overrides]) == 0
+        overrides = [f"teacher.recording={exact}", f"output={tmp_path / 'run'}"]
+        assert main(["train", str(recipe_path), *overrides, *settings]) == 0
     finally:
         shutil.rmtree(teacher, ignore_errors=True)
         away.rename(teacher)
