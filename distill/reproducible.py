@@ -21,8 +21,8 @@ def ask_for_the_same_bits(cpu_info: Path = CPU_INFO) -> None:
 def prepare_sines() -> None:
     """Computes one sine and cosine in this thread alone; to be called before any model is.
 
-    MKL's first ones of a process, where several threads share them, are off by up to 2e-4 now and then (seen in one
-    process of six: torch 2.13, AVX-512, two threads).
+    MKL's first ones of a process, where several threads share them, are now and then of a lower accuracy than all that
+    follow (seen with torch 2.13, AVX-512 and two threads).
     """
     import torch
 

@@ -31,7 +31,7 @@ class BodyDecoder:
         self._decoder = msgspec.json.Decoder(msgspec.defstruct("Body", fields, forbid_unknown_fields=True))
         self._names = tuple(types)
 
-    def split(self, body: bytes) -> dict[str, Any]:
+    def split(self, body: bytes) -> Mapping[str, Any]:
         """The body's parameters by name: the prompt's decoded, each other one still as JSON.
 
         Where anything is wrong, or has a name that only the settings allow, the prompt's is JSON too, for what is
@@ -43,7 +43,7 @@ class BodyDecoder:
         try:
             found = self._decoder.decode(body)
         except MALFORMED:
-            return dict(split_body(body))
+            return split_body(body)
         return {name: value for name in self._names if (value := getattr(found, name)) is not msgspec.UNSET}
 
 

@@ -3,6 +3,7 @@
 vLLM has this route too, but its images carry no hash of the gateway's there, and what it stores lives in one engine.
 """
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -142,7 +143,7 @@ def _check_labels(values: dict[str, Any]) -> None:
         _convert(str, values.get(name, ""), name)
 
 
-def _read_conversation(raw: dict[str, Any], values: dict[str, Any]) -> Conversation:
+def _read_conversation(raw: Mapping[str, Any], values: dict[str, Any]) -> Conversation:
     reader = ItemReader()
     if (instructions := values.get("instructions")) is not None:
         if not isinstance(instructions, str):

@@ -17,8 +17,7 @@ GATHERED_BYTES = 64 * 1024
 class GatheringTransport:
     """Writes at once what comes within one turn of the event loop; for the rest it is the transport itself.
 
-    uvicorn writes an answer's head, each part of its body and its end on their own, and each write is a call into the
-    system that costs as much as making the bytes.
+    uvicorn writes an answer's head, each part of its body and its end on their own, each by a call into the system.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:

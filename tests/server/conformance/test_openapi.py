@@ -33,9 +33,7 @@ ROUTES = (
 )
 CHECKED = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 
-SETTINGS = hypothesis.settings(
-    max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
-)
+SETTINGS = hypothesis.settings(max_examples=20, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 
 
 async def answer(request: Request) -> Response:
@@ -82,13 +80,7 @@ def schema(gateway_url: str) -> Any:
 def test_answers_have_the_documented_form(schema: Any, route: str) -> None:
     operation = schema[route]["POST"]
 
-    @hypothesis.settings(
-        max_examples=20,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
+    @SETTINGS
     @hypothesis.given(case=operation.as_strategy())
     def ask(case: Any) -> None:
         case.call_and_validate(checks=CHECKED, timeout=60)
